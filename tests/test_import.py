@@ -5,8 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("timm", "open_clip", "spconv", "triton", "datasets", "accelerate", "huggingface_hub", "safetensors", "torchvision",
-         "omegaconf", "plotly", "jinja2", "trimesh", "skimage", "scipy", "PIL", "tqdm")  # fmt: skip
+HEAVY = (
+    *(
+        "timm",
+        "open_clip",
+        "spconv",
+        "triton",
+        "datasets",
+        "accelerate",
+        "huggingface_hub",
+        "safetensors",
+        "torchvision",
+    ),
+    *("omegaconf", "plotly", "jinja2", "trimesh", "skimage", "scipy", "PIL", "tqdm"),
+)
 
 
 def test_import_and_listing_pull_in_no_heavy_package() -> None:
