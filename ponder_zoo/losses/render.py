@@ -43,7 +43,7 @@ class RenderLossWeights:
 
     @classmethod
     def official(cls) -> Self:
-        """The official indoor configuration. Its lengths are cube units: use it with scenes rescaled to the unit cube."""
+        """The official indoor configuration. Its lengths are cube units: rescale the scenes to the unit cube."""
         return cls(truncation=0.05, rays="all", semantic=0.1, semantic_rule="rays")
 
 
@@ -57,16 +57,16 @@ def render_loss(
 ) -> dict[str, Tensor]:
     """All terms, each a float32 scalar already multiplied by its weight: sum them. No wait for the device.
 
-    Terms that need a depth count the valid rays with `targets.depth > 0`. `normal` and `semantic` appear where they have a
-    weight and both the output and the targets have them.
+    Terms that need a depth count the valid rays with `targets.depth > 0`. `normal` and `semantic` appear where they
+    have a weight and both the output and the targets have them.
 
     Args:
         output: what the renderer returned for `rays`.
         targets: what was observed along them.
         rays: tells which rays are padding.
         weights: see `RenderLossWeights`.
-        class_embeddings: (K, D) one row per class, for rendered semantic features (paper Eq. 9: text embeddings of the class
-            names). None: `output.semantic` holds the K logits themselves.
+        class_embeddings: (K, D) one row per class, for rendered semantic features (paper Eq. 9: text embeddings of the
+            class names). None: `output.semantic` holds the K logits themselves.
     """
     with torch.autocast(output.rgb.device.type, enabled=False):
         counted = rays.valid if weights.rays == "valid" else torch.ones_like(rays.valid)  # (B, R)
@@ -124,8 +124,8 @@ def semantic_loss(
 ) -> Tensor:
     """Cross-entropy of the rendered semantics; rays without label (-1) do not count.
 
-    "classes": over the K classes. "rays" (official): over the embeddings of all rays of the batch, where other rays of the
-    same class are negatives; its matrix is rays x rays, and only rays with a depth count.
+    "classes": over the K classes. "rays" (official): over the embeddings of all rays of the batch, where other rays of
+    the same class are negatives; its matrix is rays x rays, and only rays with a depth count.
     """
     segment = targets.segment.flatten()  # (B R,)
     predicted = _full(output.semantic).flatten(0, 1)  # (B R, D)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -221,12 +222,12 @@ class InjectedMLP(nn.Module):
         self.points_factor = points_factor
         self.activation = activation
         widths = [hidden_dim] * (num_blocks + 1) + [out_chans]
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(widths))
         self.inject = nn.ModuleList(nn.Linear(in_chans, hidden_dim) for _ in self.layers)
         self.position = nn.Linear(3, hidden_dim).requires_grad_(points_factor != 0.0)
 
     def forward(self, feat: Tensor, unit: Tensor, outputs: int | None = None) -> Tensor:
-        """Features (..., in_chans) and normalised positions (..., 3) -> the first `outputs` outputs (..., out_chans)."""
+        """Features (..., in_chans) and normalised positions (..., 3) -> the first `outputs` of (..., out_chans)."""
         return self._forward(feat, unit, outputs)[0]
 
     def value_and_slope(self, feat: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -37,7 +37,8 @@ def render_image(
 
     Returns:
         `rgb (H', W', 3)` in [0, 1], `depth (H', W')` z-depth in metres (0 where nothing is seen), `normal (H', W', 3)`
-        in the world frame, `opacity (H', W')`, and `semantic (H', W', D)` where the renderer has it; H' = ceil(H / stride).
+        in the world frame, `opacity (H', W')`, and `semantic (H', W', D)` where the renderer has it;
+        H' = ceil(H / stride).
 
     Example:
         >>> image = render_image(ponder.renderer, volume, K, pose, (480, 640), stride=4)  # doctest: +SKIP

@@ -17,8 +17,8 @@ from .sampling import merge_edges, samples_between, uniform_edges
 class UniSurf(AbstractSurfaceRenderer):
     """UniSurf on an SDFField: the occupancy is sigmoid(-s sdf) with a learned sharpness s.
 
-    As in its paper, samples are spread over an interval around the first surface, and over the space in front of it. The
-    paper shrinks the interval by the iteration number; here its half-width is `interval / s`, at least `min_interval`: it
+    As in its paper, samples are spread over an interval around the first surface, and over the whole ray. The paper
+    shrinks the interval by the iteration number; here its half-width is `interval / s`, at least `min_interval`: it
     shrinks as the surface sharpens. A ray that meets no surface spreads these samples from near to far.
 
     Args:
@@ -114,7 +114,7 @@ class UniSurf(AbstractSurfaceRenderer):
         return torch.sigmoid(-self.sharpness * field.sdf)  # UNISURF Eq. 5: the opacity of a sample is its occupancy
 
     def first_surface(self, rays: RayBundle, volume: Volumes) -> tuple[Tensor, Tensor]:
-        """Distance (B, R) in metres of the first change of the sdf from positive to negative, and whether there is one."""
+        """Distance (B, R) in metres of the first change of the sdf from + to -, and whether there is one."""
         t = uniform_edges(rays, self.num_search, stratified=False)
         sdf = self._sdf_along(rays, t, volume)
         enters = (sdf[..., :-1] > 0) & (sdf[..., 1:] <= 0)  # (B, R, num_search)

@@ -143,8 +143,8 @@ def start_beta(edges: Tensor, error_bound: float) -> Tensor:
 def distance_to_surface(edges: Tensor, sdf: Tensor) -> Tensor:
     """Lower bound on the distance between each interval and the surface, from the sdf at its ends: (..., S).
 
-    The ends are centres of balls without surface. VolSDF supplement, d* in Sec. B.1. The last interval, whose end has no
-    sdf, takes the value of the one before it.
+    The ends are centres of balls without surface. VolSDF supplement, d* in Sec. B.1. The last interval, whose end has
+    no sdf, takes the value of the one before it.
     """
     a = edges[..., 1:-1] - edges[..., :-2]
     b, c = sdf[..., :-1].abs(), sdf[..., 1:].abs()
