@@ -17,7 +17,7 @@ class KernelMap:
     """Neighbour table of one convolution: offset k of output row j reads input row `table[k, j]`; -1 means no voxel.
 
     Offsets are row-major over (kx, ky, kz), z fastest, the order of a weight (out, kx, ky, kz, in). No input row
-    occurs twice in a row of the table, so the table of the transposed convolution (the gradient's) holds the same pairs.
+    occurs twice in a row of the table, so the transposed convolution (the gradient's) has a table of the same pairs.
     """
 
     table: Tensor  # (K, N_out) int32
@@ -47,7 +47,7 @@ class KernelMap:
 def submanifold_map(voxels: Voxels, kernel_size: int) -> KernelMap:
     """Map of a submanifold convolution (output voxels = input voxels) of size 3 or 5; built once per resolution.
 
-    A network that uses both sizes at one resolution should ask for 5 first: the 27 rows of size 3 are taken from its 125.
+    A network with both sizes at one resolution should ask for 5 first: the 27 rows of size 3 are taken from its 125.
     """
     if kernel_size not in KERNEL_SIZES:
         raise ValueError(

@@ -16,7 +16,8 @@ class SparseTensor:
 
     Example:
         >>> cells = torch.tensor([[0, 0, 0], [0, 0, 0], [0, 0, -1]])
-        >>> tensor, inverse = SparseTensor.from_points(torch.tensor([[1.0], [3.0], [5.0]]), cells, torch.zeros(3).long(), 1)
+        >>> feat = torch.tensor([[1.0], [3.0], [5.0]])
+        >>> tensor, inverse = SparseTensor.from_points(feat, cells, torch.zeros(3).long(), 1)
         >>> tensor.feat[inverse].flatten().tolist()
         [2.0, 2.0, 5.0]
     """

@@ -127,7 +127,8 @@ def _check_cells(grid_coord: Tensor, batch: Tensor) -> None:
         )
     if len(grid_coord) == 0:
         raise ValueError(
-            "Expected at least one point, got a batch without any. Drop empty scenes, or loosen the crop that emptied them."
+            "Expected at least one point, got a batch without any. "
+            "Drop empty scenes, or loosen the crop that emptied them."
         )
     if batch.shape != grid_coord.shape[:1]:
         raise ValueError(
@@ -142,16 +143,23 @@ def _bounds(grid_coord: Tensor, batch: Tensor, batch_size: int) -> tuple[Tensor,
     Per scene, so that scenes with far-apart coordinate origins can share a batch.
     """
     index = batch[:, None].expand(-1, 3)
-    low = grid_coord.new_zeros(batch_size, 3).scatter_reduce_(0, index, grid_coord, "amin", include_self=False)
-    high = grid_coord.new_zeros(batch_size, 3).scatter_reduce_(0, index, grid_coord, "amax", include_self=False)
-    extent = (high.long() - low.long() + 1).amax(0).tolist()
+    empty = grid_coord.new_zeros(batch_size + 1, 3)  # the spare row takes points beyond the last scene
+    low = empty.scatter_reduce(0, index, grid_coord, "amin", include_self=False)
+    high = empty.scatter_reduce(0, index, grid_coord, "amax", include_self=False)
+    extent = high.long() - low.long() + 1  # (B + 1, 3)
+    *extent, outside = torch.cat([extent[:-1].amax(0), (batch >= batch_size).sum()[None]]).tolist()
+    if outside:
+        raise ValueError(
+            f"{outside} of {len(batch)} points belong to no scene: their index is not below batch_size={batch_size}. "
+            "Check that `offset` has the cumulative point counts and ends with the number of points."
+        )
     if max(extent) > MAX_EXTENT:
         raise ValueError(
             f"Expected scenes of at most {MAX_EXTENT} cells along each axis, got one that spans {extent} cells. "
             "Lengths are metres: this is what millimetres given as metres look like (multiply them by 0.001). "
             "Otherwise remove stray points, crop the scene, or use a larger grid_size."
         )
-    return low, (extent[0], extent[1], extent[2])
+    return low[:-1], (extent[0], extent[1], extent[2])
 
 
 def coarsen(voxels: Voxels) -> tuple[Voxels, Tensor]:

@@ -39,7 +39,9 @@ class Backend(Protocol):
 def check_backend(name: str) -> None:
     """Raise if `name` is no backend (ValueError) or one that is not installed (ImportError)."""
     if name not in BACKENDS:
-        raise ValueError(f"Expected backend to be one of {BACKENDS}, got {name!r}. `auto` takes the fastest usable one.")
+        raise ValueError(
+            f"Expected backend to be one of {BACKENDS}, got {name!r}. `auto` takes the fastest usable one."
+        )
     if name == "spconv" and not has_spconv():
         raise ImportError(
             "backend='spconv' needs the spconv package, which is not installed. "

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..kernel_map import Coarsening, KernelMap, coarsening, submanifold_map
+from ..kernel_map import Coarsening, KernelMap, submanifold_map
 from ..voxels import Voxels
 
 CPU_TILE = 8192  # output rows; keeps a tile's products near the last-level cache (4k to 16k are within 5%)
-# With this few input channels, multiplying the zeros of absent neighbours is cheaper than sorting pairs (the 5x5x5 stem).
+# With this few input channels, multiplying zeros for absent neighbours is cheaper than sorting pairs (the 5x5x5 stem).
 DENSE_MAX_CHANNELS = 8
 DENSE_TILE = 2048
 
@@ -200,7 +200,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-# All offsets of a row at once, for few input channels ------------------------------------------------------------------
+# All offsets of a row at once, for few input channels -----------------------------------------------------------------
 
 
 def _dense_patches(feat: Tensor, kmap: KernelMap) -> Iterator[tuple[slice, Tensor]]:
@@ -228,7 +228,7 @@ def _dense_weight_gradient(feat: Tensor, grad: Tensor, flat: Tensor, kmap: Kerne
     return total
 
 
-# Scratch memory --------------------------------------------------------------------------------------------------------
+# Scratch memory -------------------------------------------------------------------------------------------------------
 
 
 class _Scratch(threading.local):
@@ -259,6 +259,3 @@ def _scratch(name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
 def release_scratch() -> None:
     """Free this thread's scratch memory (up to some 200 MB after a large scene)."""
     _SCRATCH.buffers.clear()
-
-
-__all__ = ["coarsening", "conv", "conv_reference", "down_conv", "release_scratch", "submanifold_conv", "up_conv"]
