@@ -23,7 +23,7 @@ def block_names(points: PointBatch, size: int) -> list[tuple]:
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.8, 1.0])
 def test_the_share_of_hidden_blocks_is_exact_in_each_scene(ratio: float) -> None:
     points = make_points()
-    mask = BlockMask(4, ratio=ratio, block_size=8, generator=torch.Generator().manual_seed(3))
+    mask = BlockMask(4, ratio=ratio, block=8, generator=torch.Generator().manual_seed(3))
     feat = mask(points).feat
     hidden = (feat == mask.token).all(1)
     assert ((feat == points.feat).all(1) != hidden).all()
