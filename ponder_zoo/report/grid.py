@@ -60,7 +60,7 @@ def _draw(grid: Grid) -> Image.Image:
 
     width = grid.rows[0][0].size[0]
     gap, margin = 10, 28
-    body, small = _font(max(13, width // 15)), _font(max(12, width // 17))
+    body, small = _font(max(13, width // 11)), _font(max(12, width // 13))
     line = round(1.75 * body.size)
     total_width = 2 * margin + len(grid.headers) * (width + gap) - gap
     top = margin + (round(1.3 * line) if grid.title else 0)
