@@ -25,7 +25,7 @@ class MetricStyle:
         if self.unit == "m" and abs(value) < 1.0:
             return f"{100 * value:.1f} cm"
         number = f"{self.scale * value:,.{self.digits}f}"
-        return f"{number}{self.unit}" if self.unit in ("%", "°") else f"{number} {self.unit}".rstrip()
+        return f"{number}{self.unit}" if self.unit == "°" else f"{number} {self.unit}".rstrip()
 
 
 # First match wins; searched in the lower-case name.
@@ -37,8 +37,9 @@ _STYLES: tuple[tuple[str, MetricStyle], ...] = (
     (r"all_?acc|overall_acc|^acc", MetricStyle("Accuracy", "%", 100.0, 1, "higher")),
     (r"f_?score", MetricStyle("F-score", "%", 100.0, 1, "higher")),
     (r"delta|within", MetricStyle("", "%", 100.0, 1, "higher")),
-    (r"rel", MetricStyle("", "%", 100.0, 1, "lower")),
+    (r"rel", MetricStyle("Relative depth error", "%", 100.0, 1, "lower")),
     (r"median.*depth|depth.*median", MetricStyle("Median depth error", "m", digits=2, better="lower")),
+    (r"depth_abs", MetricStyle("Mean depth error", "m", digits=2, better="lower")),
     (r"depth", MetricStyle("", "m", digits=2, better="lower")),
     (r"normal|angle", MetricStyle("", "°", digits=1, better="lower")),
     (r"loss|error|mae|mse", MetricStyle("", digits=4, better="lower")),
@@ -46,6 +47,7 @@ _STYLES: tuple[tuple[str, MetricStyle], ...] = (
 )
 
 
+CONSTANT = "_constant"
 _ACRONYMS = {
     "psnr": "PSNR", "ssim": "SSIM", "miou": "mIoU", "iou": "IoU", "macc": "mAcc", "rgb": "RGB", "sdf": "SDF",
     "lr": "LR", "cpu": "CPU", "gpu": "GPU", "gpus": "GPUs", "cuda": "CUDA", "gib": "GiB", "ema": "EMA",
@@ -66,7 +68,8 @@ def metric_style(name: str) -> MetricStyle:
 def _plain_names(label: str) -> set[str]:
     letters = re.sub(r"[^a-z]", "", label.lower())
     more = {"PSNR": ("psnrdb",), "Median depth error": ("depthmedianerror", "mediandeptherror", "depthmedian",
-            "depthmedianerrorm", "mediandeptherrorm", "depthmedianm"), "Mean class accuracy": ("macc",),
+            "depthmedianerrorm", "mediandeptherrorm", "depthmedianm"), "Mean depth error": ("depthabs",),
+            "Relative depth error": ("depthrel",), "Mean class accuracy": ("macc",),
             "Accuracy": ("allacc", "overallaccuracy", "acc")}  # fmt: skip
     return {letters, *more.get(label, ())}
 
@@ -94,14 +97,24 @@ class Figure:
 
 
 def key_figures(evaluation: Mapping[str, Any], *, limit: int = 8) -> list[Figure]:
-    """The numbers of `eval.json` with their baselines, those that have one first."""
+    """The numbers of `eval.json` with their baselines, those that have one first.
+
+    Besides `baselines`, a number `x_constant` is the baseline of `x` that `metrics.render` computes.
+    """
     metrics = evaluation.get("metrics")
     metrics = metrics if isinstance(metrics, Mapping) else evaluation
     baselines = evaluation.get("baselines")
-    baselines = baselines if isinstance(baselines, Mapping) else {}
+    baselines = dict(baselines) if isinstance(baselines, Mapping) else {}
+    constant = {name.removesuffix(CONSTANT): value for name, value in metrics.items() if name.endswith(CONSTANT)}
+    if constant:
+        baselines["best constant per image"] = constant
     figures = []
     for name, value in metrics.items():
-        if name in ("step", "seed") or isinstance(value, bool) or not isinstance(value, (int, float)):
+        if (
+            not _is_figure(name, compared=bool(constant))
+            or isinstance(value, bool)
+            or not isinstance(value, (int, float))
+        ):
             continue
         style = metric_style(name)
         compared = [
@@ -113,7 +126,15 @@ def key_figures(evaluation: Mapping[str, Any], *, limit: int = 8) -> list[Figure
     return sorted(figures, key=lambda figure: not figure.comparisons)[:limit]
 
 
+def _is_figure(name: str, *, compared: bool) -> bool:
+    if name in ("step", "seed", "views", "scenes", "seconds") or name.endswith(CONSTANT):
+        return False
+    return not (compared and name.endswith(("_gain", "_ratio")))  # the comparison says it already
+
+
 def _compare(label: str, value: float, other: float, style: MetricStyle) -> Comparison:
+    if not (math.isfinite(value) and math.isfinite(other)):
+        return Comparison(label, style.text(other), "", None)
     good = None if not style.better else (value > other if style.better == "higher" else value < other)
     if style.better == "lower":  # errors: how many times smaller
         change = _times(value, other)

@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..version import __version__
-from .figures import class_bars, key_figures, readable
+from .figures import CONSTANT, class_bars, key_figures, readable
 from .run_files import RunFiles, json_ready, read_run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _INSTALL = "Run: pip install jinja2 plotly pillow"
 _MAX_PICTURES = 24  # of one series; evenly chosen, first and last included
 _MAX_CURVE_POINTS = 1500
-_BOOKKEEPING = {"epoch", "time", "timestamp", "_timestamp", "_runtime", "elapsed", "wall_time"}
+_BOOKKEEPING = {"epoch", "time", "seconds", "timestamp", "_timestamp", "_runtime", "elapsed", "wall_time"}
 _TASKS = {"pretrain": "Pre-training of", "finetune": "Fine-tuning of", "evaluate": "Evaluation of"}
 
 
@@ -138,6 +138,8 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     steps = [steps[-1] for steps, _ in run.metrics.values() if steps]
     commit = str(system.get("commit") or "")[:10]
     wall_time = run.info.get("wall_time")
+    if wall_time is None and "seconds" in run.metrics:
+        wall_time = max(run.metrics["seconds"][1])
     facts = [
         ("Device", str(run.info.get("device") or "")),
         ("Time", duration(wall_time) if isinstance(wall_time, (int, float)) else ""),
@@ -234,6 +236,9 @@ def _charts(metrics: Mapping[str, tuple[list[float], list[float]]]) -> list[dict
 def _chart_of(name: str) -> tuple[str, str]:
     """Title of the chart that a metric belongs to, and its name there."""
     prefix, _, last = name.rpartition("/")
+    if last.endswith(CONSTANT):  # a baseline belongs beside what it is compared with
+        title, label = _chart_of(name.removesuffix(CONSTANT))
+        return title, f"{label} constant"
     if "loss" in name.lower() and last.lower() in ("loss", "total", "total_loss"):
         return "Loss", prefix.replace("/", " ") or "total"
     if prefix and "loss" in prefix.lower():
