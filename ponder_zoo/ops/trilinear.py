@@ -1,27 +1,18 @@
 """Trilinear lookup in a feature volume, differentiable to any order in the features and in the positions.
 
-Two facts make it short and fast. The eight corner weights are small ((P, 8) for P positions) and plain autograd handles
-them. What touches C channels is one of three linear maps between the table of cell features (T, C), the corner weights
-(P, 8) and position features (P, C):
-
-    gather   out[p] = sum_k weight[p, k] table[index[p, k]]
-    dot      out[p, k] = value[p] . table[index[p, k]]
-    scatter  out[t] = sum of weight[p, k] value[p] over all (p, k) with index[p, k] = t
-
-Each is the derivative of the others, so three autograd functions that call one another are exact at every order, and
-nothing of size P x 8 x C is ever stored.
+The eight corner weights and their slopes are small, (P, 8) and (P, 8, 3) for P positions: plain autograd handles them.
+What touches the C channels is a weighted gather of rows, with the exact derivatives of `ops.rows`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..structures import FeatureVolume, VolumeGrid
+from .rows import dot_rows, gather_rows
 
 
 def sample_volume(volume: FeatureVolume, positions: Tensor) -> Tensor:
@@ -39,7 +30,7 @@ def sample_volume(volume: FeatureVolume, positions: Tensor) -> Tensor:
         tensor([[[[1.7500]]]])
     """
     table, index, weight, _ = _locate(volume, positions, slopes=False)
-    return _Gather.apply(table, index, weight).view(*positions.shape[:-1], table.shape[1])
+    return gather_rows(table, index, weight).view(*positions.shape[:-1], table.shape[1])
 
 
 def sample_volume_with_gradient(volume: FeatureVolume, positions: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -67,10 +58,10 @@ def sample_volume_with_gradient(volume: FeatureVolume, positions: Tensor) -> tup
 
     def gradient(feat_gradient: Tensor) -> Tensor:
         value = feat_gradient.flatten(0, -2).to(table.dtype)
-        along = _Dot.apply(table, index, value)  # (P, 8)
+        along = dot_rows(table, index, value)  # (P, 8)
         return (along[..., None] * slope).sum(1).view(shape)
 
-    return _Gather.apply(table, index, weight).view(*shape[:-1], table.shape[1]), gradient
+    return gather_rows(table, index, weight).view(*shape[:-1], table.shape[1]), gradient
 
 
 def _locate(volume: FeatureVolume, positions: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -88,19 +79,15 @@ def _locate(volume: FeatureVolume, positions: Tensor, *, slopes: bool) -> tuple[
         )
     dtype = torch.promote_types(torch.promote_types(feat.dtype, positions.dtype), torch.float32)
     table = feat.to(dtype).movedim(1, -1).reshape(-1, feat.shape[1])  # a view where feat is channels_last_3d
-    cell, scale = _cell_units(grid, positions.to(dtype))
-    base = cell.detach().floor()
-    fraction = cell - base  # (B, R, S, 3) in [0, 1)
-    corner = base[..., None] + base.new_tensor([0.0, 1.0])  # (B, R, S, 3, 2) lower and upper neighbour on each axis
-    size = base.new_tensor(grid.shape)[:, None]
-    inside = (corner >= 0) & (corner < size)
-    weight = torch.stack([1.0 - fraction, fraction], -1) * inside  # neighbours outside the grid count as zero
-    index = _corner_rows(corner, grid)
-    weight_x, weight_y, weight_z = weight.flatten(0, 2).unbind(1)  # 3 x (P, 2)
-    slope = weight.new_empty(0)
+    lower, upper = grid.bounds.detach().to(dtype).unbind(1)  # (B, 3)
+    axes = [_neighbours(positions[..., a].to(dtype), lower[:, a], upper[:, a], grid, a) for a in range(3)]
+    (x, weight_x, slope_x), (y, weight_y, slope_y), (z, weight_z, slope_z) = axes  # each (P, 2)
+    X, Y, Z = grid.shape
+    scene = torch.arange(len(feat), device=feat.device).repeat_interleave(len(x) // len(feat), output_size=len(x))
+    row = (scene[:, None, None] * Z + z[:, :, None]) * Y + y[:, None, :]  # (P, 2, 2)
+    index = (row[..., None] * X + x[:, None, None, :]).view(-1, 8)
+    slope = lower.new_empty(0)
     if slopes:
-        step = (scale * base.new_tensor([-1.0, 1.0]) * inside).flatten(0, 2)  # (P, 3, 2) d(weight)/d(position) per axis
-        slope_x, slope_y, slope_z = step.unbind(1)
         slope = torch.stack(
             [
                 _corner_product(slope_x, weight_y, weight_z),
@@ -112,114 +99,34 @@ def _locate(volume: FeatureVolume, positions: Tensor, *, slopes: bool) -> tuple[
     return table, index, _corner_product(weight_x, weight_y, weight_z), slope
 
 
-def _cell_units(grid: VolumeGrid, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions in units where cell i holds its value at i, (B, R, S, 3), and that unit per metre (B, 1, 1, 3, 1)."""
-    bounds = grid.bounds.detach().to(positions.dtype)[:, :, None, None]  # (B, 2, 1, 1, 3)
-    size = positions.new_tensor(grid.shape)
+def _neighbours(
+    position: Tensor, lower: Tensor, upper: Tensor, grid: VolumeGrid, axis: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper neighbour along one axis: cells, weights and d(weight)/d(position), each (P, 2).
+
+    Args:
+        position: (B, R, S) metres.
+        lower: (B,) face of the box.
+        upper: (B,) face of the box.
+        grid: gives the number of cells and where in them the values sit.
+        axis: 0, 1, 2 for x, y, z.
+    """
+    size = grid.shape[axis]
     centers = grid.align == "centers"
-    scale = (size if centers else size - 1.0) / (bounds[:, 1] - bounds[:, 0])
-    return (positions - bounds[:, 0]) * scale - (0.5 if centers else 0.0), scale[..., None]
-
-
-def _corner_rows(corner: Tensor, grid: VolumeGrid) -> Tensor:
-    """Row in the (B Z Y X) table of each of the eight corners: (B, R, S, 3, 2) -> (P, 8); z slowest, as the weights."""
-    X, Y, Z = grid.shape
-    # Clamp as floats and as integers: a NaN survives the first and becomes some integer, which must not index memory.
-    size = corner.new_tensor(grid.shape)[:, None]
-    cell = torch.minimum(corner.clamp(min=0.0), size - 1.0).long()
-    x, y, z = (axis.clamp(0, n - 1) for axis, n in zip(cell.unbind(-2), grid.shape, strict=True))  # 3 x (B, R, S, 2)
-    scene = torch.arange(len(corner), device=corner.device).view(-1, 1, 1, 1, 1, 1)
-    row = (scene * Z + z[..., :, None, None]) * Y + y[..., None, :, None]
-    return (row * X + x[..., None, None, :]).view(-1, 8)
+    # full_like: a number divided by a tensor is the number times a reciprocal, rounded twice.
+    scale = (torch.full_like(lower, size if centers else size - 1) / (upper - lower))[:, None, None]
+    cell = (position - lower[:, None, None]) * scale - (0.5 if centers else 0.0)  # value i sits at i
+    base = cell.detach().floor()
+    corner = torch.stack([base, base + 1.0], -1)  # (B, R, S, 2)
+    inside = (corner >= 0) & (corner < size)  # neighbours outside the grid count as zero
+    fraction = cell - base  # in [0, 1)
+    weight = torch.stack([1.0 - fraction, fraction], -1) * inside
+    slope = torch.stack([-scale, scale], -1) * inside
+    # Clamped twice, as floats and as integers: a NaN survives the first and becomes some integer, not to be an address.
+    index = corner.clamp(0, size - 1).long().clamp(0, size - 1)
+    return index.flatten(0, 2), weight.flatten(0, 2), slope.flatten(0, 2)
 
 
 def _corner_product(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Product of one factor per axis for each of the eight corners: 3 x (P, 2) -> (P, 8)."""
+    """Product of one factor per axis for each of the eight corners, x fastest: 3 x (P, 2) -> (P, 8)."""
     return (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).view(-1, 8)
-
-
-# The three linear maps. `index` (P, 8) is int64 within the table everywhere.
-
-
-def gather(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """sum_k weight[p, k] table[index[p, k]]: (T, C), (P, 8), (P, 8) -> (P, C)."""
-    return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
-
-
-def dot(table: Tensor, index: Tensor, value: Tensor) -> Tensor:
-    """value[p] . table[index[p, k]][:C']: (T, C), (P, 8), (P, C') -> (P, 8)."""
-    table = table[:, : value.shape[1]]
-    if not _has_fused_kernels(table):
-        return torch.stack([(table.index_select(0, rows) * value).sum(-1) for rows in index.unbind(1)], 1)
-    flat, offsets, bag = _bags(index)
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(value, table, flat, offsets, bag, 0).view(-1, 8)
-
-
-def scatter(index: Tensor, weight: Tensor, value: Tensor, rows: int) -> Tensor:
-    """Sum of weight[p, k] value[p] over the (p, k) of each row: (P, 8), (P, 8), (P, C) -> (rows, C)."""
-    if not _has_fused_kernels(value):
-        out = value.new_zeros(rows, value.shape[1])
-        for row, factor in zip(index.unbind(1), weight.unbind(1), strict=True):
-            out.index_add_(0, row, value * factor[:, None])
-        return out
-    flat, _, bag = _bags(index)
-    none = flat.new_empty(0)
-    return torch.ops.aten._embedding_bag_dense_backward(
-        value, flat, bag, flat.new_full((len(index),), 8), none, rows, False, 0, weight.reshape(-1)
-    )
-
-
-def _has_fused_kernels(values: Tensor) -> bool:
-    # The backward kernels of embedding_bag are these two maps. On a CPU they are 25 x (dot) and 9 x (scatter) faster
-    # than a loop over corners with index_select / index_add_: 2 cores, 42,240 positions, 128 x 128 x 32 cells of 128
-    # channels. Elsewhere the loop is one kernel per corner, without the sort and workspace that CUDA's version needs.
-    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64) and len(values) > 0
-
-
-def _bags(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat indices (8 P,), start of each bag (P,), and bag of each index (8 P,)."""
-    bags = torch.arange(len(index), device=index.device)
-    return index.reshape(-1), bags * 8, bags.repeat_interleave(8, output_size=index.numel())
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(table, index, weight)
-        return gather(table, index, weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        table, index, weight = ctx.saved_tensors
-        need_table, _, need_weight = ctx.needs_input_grad
-        grad_table = _Scatter.apply(index, weight, grad, len(table)) if need_table else None
-        return grad_table, None, _Dot.apply(table, index, grad) if need_weight else None
-
-
-class _Dot(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, index: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(table, index, value)
-        return dot(table, index, value.contiguous())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        table, index, value = ctx.saved_tensors
-        need_table, _, need_value = ctx.needs_input_grad
-        unused = table.shape[1] - value.shape[1]
-        grad_table = _Scatter.apply(index, grad, F.pad(value, (0, unused)), len(table)) if need_table else None
-        return grad_table, None, _Gather.apply(table, index, grad)[:, : value.shape[1]] if need_value else None
-
-
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, index: Tensor, weight: Tensor, value: Tensor, rows: int) -> Tensor:
-        ctx.save_for_backward(index, weight, value)
-        return scatter(index, weight.contiguous(), value.contiguous(), rows)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        index, weight, value = ctx.saved_tensors
-        _, need_weight, need_value, _ = ctx.needs_input_grad
-        grad_weight = _Dot.apply(grad, index, value) if need_weight else None
-        return None, grad_weight, _Gather.apply(grad, index, weight) if need_value else None, None
