@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from scenes import random_volume
+from known_fields import random_volume
 from torch import Tensor
 
 from ponder_zoo.render import SDFField

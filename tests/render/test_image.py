@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scenes import PlaneField, empty_volume, make_renderer, random_volume
+from known_fields import PlaneField, empty_volume, make_renderer, random_volume
 
 from ponder_zoo.render import NeuS, render_image
 

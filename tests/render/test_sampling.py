@@ -4,7 +4,15 @@ import math
 
 import pytest
 import torch
-from scenes import PlaneField, SphereField, empty_volume, make_rays, make_renderer, ray_sphere_distance, rays_towards
+from known_fields import (
+    PlaneField,
+    SphereField,
+    empty_volume,
+    make_rays,
+    make_renderer,
+    ray_sphere_distance,
+    rays_towards,
+)
 
 from ponder_zoo.render import UniSurf
 from ponder_zoo.render.compositing import render_weights

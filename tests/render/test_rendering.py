@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from scenes import (
+from known_fields import (
     LookupField,
     PlaneField,
     SphereField,
