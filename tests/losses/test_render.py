@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ponder_zoo.losses.render import RenderLossWeights, render_loss
+from ponder_zoo.losses.render import RenderLossWeights, render_loss, semantic_loss
 from ponder_zoo.structures import FieldOutput, RayBundle, RaySamples, RayTargets, RenderOutput
 
 PLAIN = RenderLossWeights(rgb=1.0, depth=1.0, free_space=1.0, sdf=1.0, eikonal=1.0, truncation=0.25)
@@ -78,6 +79,16 @@ def test_semantics_are_cross_entropy_over_classes() -> None:
     embedded = render_loss(*make(), dataclasses.replace(weights, temperature=0.5), class_embeddings=table)
     expected = F.cross_entropy(torch.tensor([[1.0, 0.6]]) / 0.5, torch.tensor([1]))
     torch.testing.assert_close(embedded["semantic"], expected)
+
+
+def test_a_perfect_prediction_has_no_loss_against_classes_but_log_n_against_rays() -> None:
+    table = F.normalize(torch.randn(4, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+    segment = torch.arange(40)[None] % 4  # ten rays of each class
+    counted = torch.ones(1, 40, dtype=torch.bool)
+    for rule, expected in (("classes", 0.0), ("rays", math.log(10.0))):
+        weights = dataclasses.replace(PLAIN, semantic_rule=rule)
+        loss = semantic_loss(table[segment], segment, counted, weights, table)
+        torch.testing.assert_close(loss, torch.tensor(expected), atol=1e-3, rtol=0.0)
 
 
 def test_the_official_semantic_rule_needs_a_table() -> None:
