@@ -128,7 +128,7 @@ class SDFField(AbstractField):
         with torch.autocast(positions.device.type, enabled=False):
             volumes = self._check(volume)
             lower, extent = _box(volumes[0].grid, positions)
-            unit = (positions - lower) / extent
+            unit = (positions - lower) / extent  # not moved into the box, as the official samplers do not either
             feat = _join([self._halves(sample_volume(item, positions))[0] for item in volumes])
             return self.sdf_mlp(feat, unit, outputs=1)[..., 0]
 
