@@ -182,7 +182,7 @@ def write_segmentation_views(
     share = float((guess == label)[labelled].mean()) if labelled.any() else math.nan
     rows[-1][-1].caption = f"{100 * share:.1f} % right" if labelled.any() else "no labels"
     present = np.union1d(np.unique(label[labelled]), np.unique(guess[guess >= 0]))
-    chips = [(str(names[index]), tuple(int(c) for c in palette[index])) for index in present]
+    chips = [(str(names[index]), _color(palette[index])) for index in present]
     chips += [("wrong", WRONG), ("not labelled", UNLABELLED)]
     return save_grid(Grid(list(images), rows, title, chips=chips), path)
 
@@ -243,7 +243,11 @@ def _view_columns(views: Sequence[PreviewView], scale: _DepthScale, point_size: 
         return tile
 
     def reference_normal(view: PreviewView, size: tuple[int, int]) -> Tile:
-        return _blank(size) if view.reference_normal is None else Tile(normal_to_rgb(view.reference_normal), size)
+        return (
+            _blank(size)
+            if view.reference_normal is None
+            else Tile(normal_to_rgb(np.asarray(view.reference_normal)), size)
+        )
 
     def rendered_rgb(view: PreviewView, size: tuple[int, int]) -> Tile:
         value = psnr(view.rendered_rgb, view.reference_rgb)
@@ -282,6 +286,11 @@ def _unit_rgb(image: ArrayLike) -> NDArray[np.float64]:
 
 def _byte_rgb(image: ArrayLike) -> NDArray[np.uint8]:
     return np.round(255 * _unit_rgb(image)).astype(np.uint8)
+
+
+def _color(row: NDArray[Any]) -> tuple[int, int, int]:
+    red, green, blue = (int(channel) for channel in row)
+    return red, green, blue
 
 
 def _median_angle(first: NDArray[Any], second: NDArray[Any]) -> float:
