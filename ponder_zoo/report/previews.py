@@ -47,7 +47,7 @@ class PreviewView:
     reference_depth: ArrayLike | None = None  # (h, w) z-depth in metres, 0 = none measured
     rendered_normal: ArrayLike | None = None  # (h, w, 3) world frame, length <= 1
     reference_normal: ArrayLike | None = None  # (h, w, 3) unit, world frame, zero = unknown
-    opacity: ArrayLike | None = None  # (h, w) in [0, 1]; depth and normal of nearly transparent pixels are not shown
+    opacity: ArrayLike | None = None  # (h, w) in [0, 1]; depth and normal of empty pixels (below 0.05) are not shown
     camera: Camera | None = None  # from where; with `points_*`, gives the column of input points
     points_coord: ArrayLike | None = None  # (N, 3) metres, what the encoder saw
     points_color: ArrayLike | None = None  # (N, 3) in 0-255
@@ -275,7 +275,7 @@ def _blank(size: tuple[int, int]) -> Tile:
 def _opaque(view: PreviewView) -> NDArray[np.bool_]:
     if view.opacity is None:
         return np.ones(np.asarray(view.rendered_depth).shape, np.bool_)
-    return np.asarray(view.opacity) >= 0.5
+    return np.asarray(view.opacity) >= 0.05
 
 
 def _unit_rgb(image: ArrayLike) -> NDArray[np.float64]:
