@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .primitives import Float, Part, bounds, moved, rotation_z
 
@@ -40,7 +41,7 @@ class Asset:
         """All parts of all items."""
         return [part for item in self.items for part in item.parts]
 
-    @property
+    @cached_property
     def bounds(self) -> tuple[Float, Float]:
         """Axis-aligned box in the asset's frame: two corners (3,)."""
         return bounds(self.parts)

@@ -198,6 +198,9 @@ def _corners(low: Float, high: Float, xy: Float, yaw: float) -> Float:
 
 def _overlap(a: Float, b: Float) -> bool:
     """Whether two rectangles, given by their corners (4, 2), overlap (separating axes)."""
+    gap = (a[0] + a[2] - b[0] - b[2]) / 2
+    if 2 * np.hypot(*gap) > np.hypot(*(a[2] - a[0])) + np.hypot(*(b[2] - b[0])):
+        return False  # not even the circles around them meet
     for rectangle in (a, b):
         for edge in (rectangle[1] - rectangle[0], rectangle[2] - rectangle[1]):
             pa, pb = a @ edge, b @ edge

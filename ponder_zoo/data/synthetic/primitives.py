@@ -86,10 +86,9 @@ def moved(parts: Sequence[Part], offset: Sequence[float], rotation: Float = _IDE
 
 def bounds(parts: Sequence[Part]) -> tuple[Float, Float]:
     """Axis-aligned box around the parts in their common frame: two corners (3,)."""
-    reach = [np.abs(part.rotation) @ part.half for part in parts]
-    low = np.min([part.center - r for part, r in zip(parts, reach, strict=True)], axis=0)
-    high = np.max([part.center + r for part, r in zip(parts, reach, strict=True)], axis=0)
-    return low, high
+    center, half = np.array([part.center for part in parts]), np.array([part.half for part in parts])
+    reach = (np.abs(np.array([part.rotation for part in parts])) @ half[..., None])[..., 0]
+    return (center - reach).min(0), (center + reach).max(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +112,18 @@ class Primitives:
         flat = np.hypot(self.half[:, 0], self.half[:, 1])
         round_xy = np.where(self.kind == CYLINDER, self.half[:, 0], flat)
         return np.where(self.kind == ELLIPSOID, self.half.max(1), np.hypot(round_xy, self.half[:, 2]))
+
+    def subset(self, rows: NDArray[np.integer]) -> Primitives:
+        """The primitives of the given indices, in that order."""
+        return Primitives(
+            kind=self.kind[rows],
+            center=self.center[rows],
+            rotation=self.rotation[rows],
+            half=self.half[rows],
+            texture_origin=self.texture_origin[rows],
+            instance=self.instance[rows],
+            slot=tuple(self.slot[i] for i in rows),
+        )
 
     @classmethod
     def from_parts(cls, parts: Sequence[Part], instance: Sequence[int]) -> Primitives:
