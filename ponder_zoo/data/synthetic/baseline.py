@@ -87,14 +87,20 @@ def oracle_iou(train: Sequence[Room], test: SyntheticRooms) -> float:
 
 
 def report(
-    split: Split = "val", *, train_scenes: int = 32, test_scenes: int = 16, seed: int = 0, cache_dir: str | None = None
+    split: Split = "val",
+    *,
+    train_scenes: int = 64,
+    test_scenes: int = 32,
+    per_scene: int = 3000,
+    seed: int = 0,
+    cache_dir: str | None = None,
 ) -> dict[str, float]:
     """Mean IoU on scenes of `split` for each feature set, the most frequent class, and the oracle; shares per class."""
     size = {"num_views": 6, "image_size": (60, 80), "seed": seed, "cache_dir": cache_dir}
     train = SyntheticRooms("train", num_scenes=train_scenes, **size)
     test = SyntheticRooms(split, num_scenes=test_scenes, **size)
-    x, y = point_features(train, 3000)
-    x_test, y_test = point_features(test, 3000)
+    x, y = point_features(train, per_scene)
+    x_test, y_test = point_features(test, per_scene)
     result = {f"share of {name}": float((y_test == c).mean()) for c, name in enumerate(CLASSES)}
     result["most frequent class"] = mean_iou(np.full_like(y_test, np.bincount(y).argmax()), y_test)
     for name, columns in FEATURES.items():
