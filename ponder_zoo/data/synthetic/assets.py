@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from .primitives import Float, Part, bounds, moved, rotation_z
+from .primitives import Float, Part, Vector, bounds, moved, rotation_z
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Asset:
         """Axis-aligned box in the asset's frame: two corners (3,)."""
         return bounds(self.parts)
 
-    def placed(self, position: Sequence[float], yaw: float) -> list[Item]:
+    def placed(self, position: Vector, yaw: float) -> list[Item]:
         """The items in the world's frame, turned by `yaw` and moved to `position` (x, y, z)."""
         return [Item(i.name, i.segment, moved(i.parts, position, rotation_z(yaw))) for i in self.items]
 

@@ -41,10 +41,10 @@ def point_features(rooms: SyntheticRooms, per_scene: int) -> tuple[Float, NDArra
 
 def nearest_neighbour_labels(train: Float, labels: NDArray[np.int64], test: Float, *, k: int = 15) -> NDArray[np.int64]:
     """Majority class among the k nearest training rows, after standardising the columns: (N,)."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     mean, spread = train.mean(0), train.std(0) + 1e-9
-    _, near = cKDTree((train - mean) / spread).query((test - mean) / spread, k=k)
+    _, near = KDTree((train - mean) / spread).query((test - mean) / spread, k=k)
     votes = labels[near.reshape(len(test), -1)]
     counts = np.stack([(votes == c).sum(1) for c in range(len(CLASSES))], 1)
     return counts.argmax(1)

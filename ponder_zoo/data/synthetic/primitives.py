@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.floating]
+Vector = Sequence[float] | Float  # three coordinates
 BOX, CYLINDER, ELLIPSOID = 0, 1, 2
 
 
@@ -44,14 +45,14 @@ class Part:
     texture_origin: Float | None = None  # (3,) where the texture starts; None = the part's centre
 
 
-def box(low: Sequence[float], high: Sequence[float], slot: str = "body", *, rotation: Float = _IDENTITY) -> Part:
+def box(low: Vector, high: Vector, slot: str = "body", *, rotation: Float = _IDENTITY) -> Part:
     """A box between two corners (its axes then rotated about its centre)."""
     a, b = np.asarray(low, float), np.asarray(high, float)
     return Part(BOX, (a + b) / 2, np.abs(b - a) / 2, slot, rotation)
 
 
 def cylinder(
-    center: Sequence[float],
+    center: Vector,
     radius: float,
     length: float,
     slot: str = "body",
@@ -63,14 +64,12 @@ def cylinder(
     return Part(CYLINDER, np.asarray(center, float), np.array([radius, radius, length / 2]), slot, tilt @ _AXES[axis])
 
 
-def ellipsoid(
-    center: Sequence[float], radii: Sequence[float], slot: str = "body", *, rotation: Float = _IDENTITY
-) -> Part:
+def ellipsoid(center: Vector, radii: Vector, slot: str = "body", *, rotation: Float = _IDENTITY) -> Part:
     """An ellipsoid with the given radii along its own axes."""
     return Part(ELLIPSOID, np.asarray(center, float), np.asarray(radii, float), slot, rotation)
 
 
-def moved(parts: Sequence[Part], offset: Sequence[float], rotation: Float = _IDENTITY) -> list[Part]:
+def moved(parts: Sequence[Part], offset: Vector, rotation: Float = _IDENTITY) -> list[Part]:
     """The parts rotated about the origin and then shifted."""
     shift = np.asarray(offset, float)
     return [
