@@ -105,7 +105,9 @@ class PointBatch(TensorStruct):
 
 def _check_scene(scene: Mapping[str, Any], index: int, optional: set[str]) -> dict[str, Any]:
     missing = [key for key in ("coord", "feat", *sorted(optional)) if scene.get(key) is None]
-    extra = [key for key in ("grid_coord", "inverse", "condition") if scene.get(key) is not None and key not in optional]
+    extra = [
+        key for key in ("grid_coord", "inverse", "condition") if scene.get(key) is not None and key not in optional
+    ]
     if missing or extra:
         raise ValueError(
             f"Scene {index} of the batch lacks {missing or extra}; it has {sorted(scene)}. "
