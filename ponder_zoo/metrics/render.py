@@ -36,8 +36,8 @@ def depth_errors(depth: Tensor, reference: Tensor) -> dict[str, Tensor]:
 def view_scores(rgb: Tensor, depth: Tensor, reference_rgb: Tensor, reference_depth: Tensor) -> dict[str, float]:
     """Scores of one rendered view, and of the best constant image in its place (the keys that end in `_constant`).
 
-    The best constant colour in the sense of the PSNR is the mean colour of the reference; the best constant depth in the
-    sense of the absolute error is its median. Both look at the answer, which a model cannot.
+    The best constant colour in the sense of the PSNR is the mean colour of the reference; the best constant depth in
+    the sense of the absolute error is its median. Both look at the answer, which a model cannot.
 
     Args:
         rgb: (H, W, 3) rendered, in [0, 1].

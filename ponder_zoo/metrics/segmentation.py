@@ -49,8 +49,8 @@ class ConfusionMatrix:
         """Scores as plain numbers: `mIoU, mAcc, allAcc, mIoU_present, mAcc_present, iou, accuracy, count`.
 
         `mIoU` and `mAcc` are the official means over *all* classes, in which a class that never occurs counts zero.
-        `mIoU_present` and `mAcc_present` are means over the classes that occur in the labels: use them for sets too small
-        to show every class. `iou`, `accuracy` and `count` (labelled points) have one entry per class.
+        `mIoU_present` and `mAcc_present` are means over the classes that occur in the labels: use them for sets too
+        small to show every class. `iou`, `accuracy` and `count` (labelled points) have one entry per class.
         """
         matrix = self.matrix.double().cpu()
         intersection, target = matrix.diagonal(), matrix.sum(1)

@@ -1,7 +1,7 @@
 """Checkpoints that a kill at any moment leaves readable, and everything a run needs to go on as if it had not stopped.
 
-The format is our own (`torch.save` files in one folder per step) and not `accelerate.save_state`: that one writes in place,
-and its automatic naming starts again at 0 on resume, so that with a limit the next resume loads a stale state.
+The format is our own (`torch.save` files in one folder per step) and not `accelerate.save_state`: that one writes in
+place, and its automatic naming starts again at 0 on resume, so that with a limit the next resume loads a stale state.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def save_checkpoint(
 ) -> Path:
     """Save the state after `step` steps as `checkpoints/step_XXXXXXXX`; all processes call it.
 
-    The folder is written aside, flushed to the disk, and gets its name last: under that name it is complete. Then all but
-    the newest `keep` are removed.
+    The folder is written aside, flushed to the disk, and gets its name last: under that name it is complete. Then all
+    but the newest `keep` are removed.
 
     Args:
         run: the run folder.
@@ -119,8 +119,8 @@ def list_checkpoints(run: Path) -> list[Path]:
 def find_checkpoint(run: Path, resume: str) -> Path | None:
     """The checkpoint that `resume` means: "none", "auto" (the newest of the run folder, if any) or a path.
 
-    A path may be a checkpoint or a run folder. "auto" passes over a newest checkpoint with missing or short files (a disk
-    failure: a kill cannot cause it) with a warning.
+    A path may be a checkpoint or a run folder. "auto" passes over a newest checkpoint with missing or short files (a
+    disk failure: a kill cannot cause it) with a warning.
 
     Raises:
         CheckpointError: if a path has no checkpoint, or "none" meets a run folder that has some.

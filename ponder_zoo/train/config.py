@@ -24,8 +24,8 @@ def parse_config(cls: type[T], arguments: Sequence[str] | None = None, *, descri
     """Build the dataclass `cls` from the command line, or end the program with help or a message.
 
     Args:
-        cls: a dataclass whose fields are scalars, tuples, dicts, `Literal`s or further dataclasses. The comment behind a
-            field is its documentation.
+        cls: a dataclass whose fields are scalars, tuples, dicts, `Literal`s or further dataclasses. The comment behind
+            a field is its documentation.
         arguments: `--help`, `--config FILE` (may repeat; later files win) and `key=value` (wins over files).
         description: text above the keys in `--help`.
     """

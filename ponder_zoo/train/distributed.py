@@ -24,8 +24,8 @@ def wait_for_all() -> None:
 def mean_over_processes(value: Tensor) -> Tensor:
     """Mean of a tensor that no gradient flows through, such as the number of rays that a loss term averages over.
 
-    DistributedDataParallel takes the mean of the gradients of P processes. A term that is a sum divided by *this* mean of
-    the counts therefore gets the gradient of the sum over all processes divided by the count over all of them.
+    DistributedDataParallel takes the mean of the gradients of P processes. A term that is a sum divided by *this* mean
+    of the counts therefore gets the gradient of the sum over all processes divided by the count over all of them.
     """
     if num_processes() == 1:
         return value
@@ -37,9 +37,9 @@ def mean_over_processes(value: Tensor) -> Tensor:
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows of all processes, in order of process: (N_p, ...) -> (sum N_p, ...). Sizes may differ; one host sync.
 
-    For losses that no sum over processes gives, such as Lovasz-softmax: computed on the gathered rows, the loss is that of
-    the whole batch on every process. The gradient reaches this process' own rows, multiplied by the number of processes,
-    for DistributedDataParallel divides by it.
+    For losses that no sum over processes gives, such as Lovasz-softmax: computed on the gathered rows, the loss is that
+    of the whole batch on every process. The gradient reaches this process' own rows, multiplied by the number of
+    processes, for DistributedDataParallel divides by it.
     """
     count = num_processes()
     if count == 1:

@@ -21,7 +21,7 @@ class NonFiniteError(RuntimeError):
 class NonFiniteGuard:
     """Watches the loss terms and the gradient norm, and the buffers that a broken forward pass would poison.
 
-    One read of a few flags per optimizer step: the price of never stepping on NaN. All processes come to the same answer.
+    One read of a few flags per optimizer step: the price of never stepping on NaN. All processes get the same answer.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -76,9 +76,9 @@ class NonFiniteGuard:
         if len(self.in_a_row) >= self.limit:
             listed = "; ".join(f"step {number}: {', '.join(terms)}" for number, terms in self.in_a_row)
             raise NonFiniteError(
-                f"Expected finite losses, got {self.limit} steps in a row that are not ({listed}). The last checkpoint is "
-                "sound. Resume from it with a lower `lr`, a smaller weight of the term named, or `mixed_precision=no`; a "
-                "term that is broken from step 1 on points at the data."
+                f"Expected finite losses, got {self.limit} steps in a row that are not ({listed}). The last checkpoint "
+                "is sound. Resume from it with a lower `lr`, a smaller weight of the term named, or `mixed_precision=no`; "
+                "a term that is broken from step 1 on points at the data."
             )
         return False
 

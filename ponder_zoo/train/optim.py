@@ -91,7 +91,7 @@ def make_schedule(
 
 
 def make_ema(model: nn.Module, decay: float) -> Any | None:
-    """Averaged weights (and buffers) of a model in `.module`; None for `decay` 0. Call `.update(model, step)` each step.
+    """Averages of weights and buffers in `.module`; None for `decay` 0. Call `.update(model, step)` each step.
 
     The average is short at first and grows with the run (timm's warm-up), so that short runs profit, too.
     """

@@ -21,9 +21,9 @@ class ItemKey(NamedTuple):
 class StepSampler(Sampler[list[ItemKey]]):
     """Batches of the steps `start..stop`, for this process.
 
-    The items of step s do not depend on where a run was interrupted or on how many processes share the batch: each source
-    is an endless sequence of shuffled passes, step s takes the next `batch_size` items of it, and process p of P takes
-    the p-th part of each. There is no position to save beside the step.
+    The items of step s do not depend on where a run was interrupted or on how many processes share the batch: each
+    source is an endless sequence of shuffled passes, step s takes the next `batch_size` items of it, and process p of P
+    takes the p-th part of each. There is no position to save beside the step.
 
     Several sources take turns by whole batches, `ratios[i]` batches of source i at a time, so that a batch has one
     *condition* (data set) on all processes.
@@ -57,12 +57,12 @@ class StepSampler(Sampler[list[ItemKey]]):
     ) -> None:
         if not lengths or min(lengths) < 1:
             raise ValueError(
-                f"Expected sources with at least one item each, got lengths {list(lengths)}. Check data.root."
+                f"Expected at least one item in each source, got lengths {list(lengths)}. Check data.root."
             )
         if batch_size % (parts * processes):
             raise ValueError(
-                f"Expected a batch that {processes} processes x {parts} accumulated parts divide, got {batch_size} items. "
-                f"Choose a multiple of {parts * processes}."
+                f"Expected a batch that {processes} processes x {parts} accumulated parts divide, got {batch_size} "
+                f"items. Choose a multiple of {parts * processes}."
             )
         self.lengths, self.batch_size, self.seed, self.shuffle = list(lengths), batch_size, seed, shuffle
         self.ratios = list(ratios) if ratios is not None else [1] * len(self.lengths)

@@ -107,7 +107,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def test_a_state_that_does_not_fit_is_named(tmp_path):
     path = save_checkpoint(tmp_path, 1, {"model": nn.Linear(2, 2)})
-    with pytest.raises(CheckpointError, match="`model` of .* does not fit"):
+    with pytest.raises(CheckpointError, match=r"`model` of .* does not fit"):
         load_checkpoint(path, {"model": nn.Linear(3, 2)})
 
 
@@ -151,7 +151,8 @@ KILLER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
-from ponder_zoo.train.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint, open_run_folder, save_checkpoint
+from ponder_zoo.train.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from ponder_zoo.train.checkpoint import open_run_folder, save_checkpoint
 torch.set_num_threads(1)
 
 class Value:
