@@ -1,27 +1,18 @@
 """Trilinear lookup in a feature volume, differentiable to any order in the features and in the positions.
 
-Two facts make it short and fast. The eight corner weights are small ((P, 8) for P positions) and plain autograd handles
-them. What touches C channels is one of three linear maps between the table of cell features (T, C), the corner weights
-(P, 8) and position features (P, C):
-
-    gather   out[p] = sum_k weight[p, k] table[index[p, k]]
-    dot      out[p, k] = value[p] . table[index[p, k]]
-    scatter  out[t] = sum of weight[p, k] value[p] over all (p, k) with index[p, k] = t
-
-Each is the derivative of the others, so three autograd functions that call one another are exact at every order, and
-nothing of size P x 8 x C is ever stored.
+The eight corner weights and their slopes are small, (P, 8) and (P, 8, 3) for P positions: plain autograd handles them.
+What touches the C channels is a weighted gather of rows, with the exact derivatives of `ops.rows`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..structures import FeatureVolume, VolumeGrid
+from .rows import dot_rows, gather_rows
 
 
 def sample_volume(volume: FeatureVolume, positions: Tensor) -> Tensor:
@@ -39,7 +30,7 @@ def sample_volume(volume: FeatureVolume, positions: Tensor) -> Tensor:
         tensor([[[[1.7500]]]])
     """
     table, index, weight, _ = _locate(volume, positions, slopes=False)
-    return _Gather.apply(table, index, weight).view(*positions.shape[:-1], table.shape[1])
+    return gather_rows(table, index, weight).view(*positions.shape[:-1], table.shape[1])
 
 
 def sample_volume_with_gradient(volume: FeatureVolume, positions: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -67,10 +58,10 @@ def sample_volume_with_gradient(volume: FeatureVolume, positions: Tensor) -> tup
 
     def gradient(feat_gradient: Tensor) -> Tensor:
         value = feat_gradient.flatten(0, -2).to(table.dtype)
-        along = _Dot.apply(table, index, value)  # (P, 8)
+        along = dot_rows(table, index, value)  # (P, 8)
         return (along[..., None] * slope).sum(1).view(shape)
 
-    return _Gather.apply(table, index, weight).view(*shape[:-1], table.shape[1]), gradient
+    return gather_rows(table, index, weight).view(*shape[:-1], table.shape[1]), gradient
 
 
 def _locate(volume: FeatureVolume, positions: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -136,90 +127,3 @@ def _corner_rows(corner: Tensor, grid: VolumeGrid) -> Tensor:
 def _corner_product(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     """Product of one factor per axis for each of the eight corners: 3 x (P, 2) -> (P, 8)."""
     return (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).view(-1, 8)
-
-
-# The three linear maps. `index` (P, 8) is int64 within the table everywhere.
-
-
-def gather(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """sum_k weight[p, k] table[index[p, k]]: (T, C), (P, 8), (P, 8) -> (P, C)."""
-    return F.embedding_bag(index, table, per_sample_weights=weight, mode="sum")
-
-
-def dot(table: Tensor, index: Tensor, value: Tensor) -> Tensor:
-    """value[p] . table[index[p, k]][:C']: (T, C), (P, 8), (P, C') -> (P, 8)."""
-    table = table[:, : value.shape[1]]
-    if not _has_fused_kernels(table):
-        return torch.stack([(table.index_select(0, rows) * value).sum(-1) for rows in index.unbind(1)], 1)
-    flat, offsets, bag = _bags(index)
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(value, table, flat, offsets, bag, 0).view(-1, 8)
-
-
-def scatter(index: Tensor, weight: Tensor, value: Tensor, rows: int) -> Tensor:
-    """Sum of weight[p, k] value[p] over the (p, k) of each row: (P, 8), (P, 8), (P, C) -> (rows, C)."""
-    if not _has_fused_kernels(value):
-        out = value.new_zeros(rows, value.shape[1])
-        for row, factor in zip(index.unbind(1), weight.unbind(1), strict=True):
-            out.index_add_(0, row, value * factor[:, None])
-        return out
-    flat, _, bag = _bags(index)
-    none = flat.new_empty(0)
-    return torch.ops.aten._embedding_bag_dense_backward(
-        value, flat, bag, flat.new_full((len(index),), 8), none, rows, False, 0, weight.reshape(-1)
-    )
-
-
-def _has_fused_kernels(values: Tensor) -> bool:
-    # The backward kernels of embedding_bag are these two maps. On a CPU they are 25 x (dot) and 9 x (scatter) faster
-    # than a loop over corners with index_select / index_add_: 2 cores, 42,240 positions, 128 x 128 x 32 cells of 128
-    # channels. Elsewhere the loop is one kernel per corner, without the sort and workspace that CUDA's version needs.
-    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64) and len(values) > 0
-
-
-def _bags(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat indices (8 P,), start of each bag (P,), and bag of each index (8 P,)."""
-    bags = torch.arange(len(index), device=index.device)
-    return index.reshape(-1), bags * 8, bags.repeat_interleave(8, output_size=index.numel())
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(table, index, weight)
-        return gather(table, index, weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        table, index, weight = ctx.saved_tensors
-        need_table, _, need_weight = ctx.needs_input_grad
-        grad_table = _Scatter.apply(index, weight, grad, len(table)) if need_table else None
-        return grad_table, None, _Dot.apply(table, index, grad) if need_weight else None
-
-
-class _Dot(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, index: Tensor, value: Tensor) -> Tensor:
-        ctx.save_for_backward(table, index, value)
-        return dot(table, index, value.contiguous())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        table, index, value = ctx.saved_tensors
-        need_table, _, need_value = ctx.needs_input_grad
-        unused = table.shape[1] - value.shape[1]
-        grad_table = _Scatter.apply(index, grad, F.pad(value, (0, unused)), len(table)) if need_table else None
-        return grad_table, None, _Gather.apply(table, index, grad)[:, : value.shape[1]] if need_value else None
-
-
-class _Scatter(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, index: Tensor, weight: Tensor, value: Tensor, rows: int) -> Tensor:
-        ctx.save_for_backward(index, weight, value)
-        return scatter(index, weight.contiguous(), value.contiguous(), rows)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        index, weight, value = ctx.saved_tensors
-        _, need_weight, need_value, _ = ctx.needs_input_grad
-        grad_weight = _Dot.apply(grad, index, value) if need_weight else None
-        return None, grad_weight, _Gather.apply(grad, index, weight) if need_value else None, None
