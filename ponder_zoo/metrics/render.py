@@ -62,13 +62,13 @@ def mean_scores(views: Iterable[Mapping[str, float]]) -> dict[str, float]:
     rows = list(views)
     if not rows:
         raise ValueError("Expected the scores of at least one view; got none. Does the split have views to render?")
-    result = {}
+    result: dict[str, float] = {"views": len(rows)}
     for key in rows[0]:
         values = torch.tensor([row[key] for row in rows], dtype=torch.float64)
         result[key] = values.nanmean().item()
     result["psnr_gain"] = result["psnr"] - result["psnr_constant"]
     result["depth_ratio"] = result["depth_median"] / max(result["depth_median_constant"], 1e-9)
-    return result | {"views": len(rows)}
+    return result
 
 
 def _median(values: Tensor) -> Tensor:

@@ -167,11 +167,11 @@ def load_checkpoint(
     """
     meta = _read_manifest(path)
     if info is not None and meta["info"] != json.loads(json.dumps(info)):
-        now = json.loads(json.dumps(info))
-        differing = sorted(key for key in {*now, *meta["info"]} if now.get(key) != meta["info"].get(key))
+        before, now = meta["info"], json.loads(json.dumps(info))
+        differing = {key: (before.get(key), now.get(key)) for key in {*before, *now} if before.get(key) != now.get(key)}
         raise CheckpointError(
-            f"{path} was saved with other values of {differing}: { ({key: meta['info'].get(key) for key in differing}) }, "
-            f"now { ({key: now.get(key) for key in differing}) }. Use the same settings and data, or start a new run."
+            f"{path} was saved with other values of {sorted(differing)}: (then, now) = {differing}. "
+            "Use the settings and data of then, or start a new run."
         )
     for name, item in objects.items():
         state = _read(path / f"{name}.pt", device)

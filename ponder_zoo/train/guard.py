@@ -76,13 +76,14 @@ class NonFiniteGuard:
         if len(self.in_a_row) >= self.limit:
             listed = "; ".join(f"step {number}: {', '.join(terms)}" for number, terms in self.in_a_row)
             raise NonFiniteError(
-                f"Expected finite losses, got {self.limit} steps in a row that are not ({listed}). The last checkpoint "
-                "is sound. Resume from it with a lower `lr`, a smaller weight of the term named, or `mixed_precision=no`; "
-                "a term that is broken from step 1 on points at the data."
+                f"Expected finite losses, got {self.limit} steps in a row that are not ({listed}). The last "
+                "checkpoint is sound. Resume from it with a lower `lr`, a smaller weight of the term named, or "
+                "mixed_precision=no. A term that is broken from step 1 on points at the data."
             )
         return False
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
     if targets:
-        torch._foreach_copy_(targets, sources)  # one call: copying hundreds of small buffers singly costs milliseconds
+        # One call: copying hundreds of small buffers singly costs milliseconds.
+        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]

@@ -33,7 +33,7 @@ def make_optimizer(
         layer_decay: learning rate of each layer over that of the next (e.g. 0.75); None is one rate for all.
         decay_all: see `weight_decay`.
     """
-    from timm.optim import create_optimizer_v2, param_groups_layer_decay
+    from timm.optim import create_optimizer_v2, param_groups_layer_decay  # pyright: ignore[reportPrivateImportUsage]
 
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("Expected parameters to train; all of the model's are frozen. Choose another `mode`.")
@@ -99,6 +99,6 @@ def make_ema(model: nn.Module, decay: float) -> Any | None:
         raise ValueError(f"Expected an EMA decay in [0, 1), got {decay}. Use 0 for none, 0.999 for a usual one.")
     if decay == 0.0:
         return None
-    from timm.utils import ModelEmaV3
+    from timm.utils import ModelEmaV3  # pyright: ignore[reportPrivateImportUsage]
 
     return ModelEmaV3(model, decay=decay, use_warmup=True)
