@@ -1,0 +1,247 @@
+"""Does a folder of posed RGB-D frames mean what the reader thinks? Measured from the frames, explained in words.
+
+If poses, intrinsics and depth units are right, frames that look at the same surfaces give points that lie on each
+other. Every other convention that is common in the wild is tried on the same frames; where one of them fits better, the
+report says which, and how to read the folder that way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder_zoo.ops.knn import knn_tree
+
+from .rgbd_sequence import RGBDOptions, RGBDSequence
+
+OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+LOOSE = 0.05  # frames further apart than this share of the depth do not line up; right conventions measure 0.7-1 %
+BETTER = 0.75  # another convention is taken seriously when it brings the distance down to this share
+
+
+@dataclass(frozen=True)
+class SequenceCheck:
+    """What was measured, and what is wrong. `str()` gives a readable report."""
+
+    name: str
+    num_frames: int
+    num_pairs: int  # pairs of frames seen to overlap
+    nn_distance: (
+        float  # metres, median over pairs of the median nearest-neighbour distance where they overlap; NaN: none
+    )
+    nn_relative: float  # the same over the depth
+    alternatives: dict[str, float]  # nn_relative under other conventions
+    depth_median: float  # metres
+    valid_fraction: float
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def raise_for_problems(self) -> None:
+        """Raise ValueError with the whole report if there are problems."""
+        if self.problems:
+            raise ValueError(f"{self}\nPass check=False to use the frames as they are.")
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name}: {self.num_frames} frames, depth median {self.depth_median:.2f} m, "
+            f"{100 * self.valid_fraction:.0f} % valid, overlapping frames {100 * self.nn_distance:.1f} cm apart "
+            f"({100 * self.nn_relative:.1f} % of the depth, {self.num_pairs} pairs)."
+        ]
+        return "\n".join([*lines, *(f"- {problem}" for problem in self.problems)])
+
+
+def check_sequence(
+    path: str | Path | RGBDSequence, options: RGBDOptions | None = None, *, num_pairs: int = 10
+) -> SequenceCheck:
+    """Check poses, depth units and intrinsics of one folder of frames; reads about 2 `num_pairs` of them.
+
+    Returns:
+        A report. `report.ok` says whether it is fine, `report.raise_for_problems()` turns it into an error.
+    """
+    sequence = path if isinstance(path, RGBDSequence) else RGBDSequence(path, options)
+    pairs = _pairs(len(sequence), num_pairs)
+    indices = np.unique(np.array([*pairs, (0, 0)]))
+    depths = np.stack([sequence.frame(index).depth for index in indices])
+    valid = depths[depths > 0]
+    if len(valid) == 0:
+        raw = sequence.read_raw_depth(int(indices[0]))
+        raise ValueError(
+            f"{sequence.path}: none of {len(indices)} frames looked at has a valid depth below "
+            f"{sequence.options.max_depth} m. Expected raw values other than {sequence.invalid}, divided by "
+            f"depth_scale={sequence.depth_scale:g}; the first frame holds {_range(raw)}. "
+            "Pass the right depth_scale (raw units per metre), invalid codes or max_depth."
+        )
+    scores = {name: _score(sequence, pairs, name) for name in _CONVENTIONS}
+    given, distance, overlapping = scores.pop("as given")
+    return SequenceCheck(
+        name=sequence.name,
+        num_frames=len(sequence),
+        num_pairs=overlapping,
+        nn_distance=distance,
+        nn_relative=given,
+        alternatives={name: score for name, (score, _, _) in scores.items()},
+        depth_median=float(np.median(valid)),
+        valid_fraction=float((depths > 0).mean()),
+        problems=(
+            *_intrinsics_problems(sequence),
+            *_depth_problems(sequence, float(np.median(valid)), float((depths > 0).mean())),
+            *_pose_problems(given, {name: score for name, (score, _, _) in scores.items()}, sequence.depth_scale),
+        ),
+    )
+
+
+def _pairs(num_frames: int, num_pairs: int) -> list[tuple[int, int]]:
+    """Pairs of frames that are likely to overlap, and some with more motion between them."""
+    if num_frames <= 7:
+        return [(a, b) for a in range(num_frames) for b in range(a + 1, num_frames)]
+    half = num_pairs // 2
+    starts = {gap: np.linspace(0, num_frames - 1 - gap, half).astype(int) for gap in (2, 6)}
+    return [(int(start), int(start) + gap) for gap, values in starts.items() for start in values]
+
+
+# name -> (world-to-camera, OpenGL axes, flip fy, factor on depth)
+_CONVENTIONS: dict[str, tuple[bool, bool, bool, float]] = {
+    "as given": (False, False, False, 1.0),
+    "inverse poses": (True, False, False, 1.0),
+    "OpenGL axes": (False, True, False, 1.0),
+    "inverse poses, OpenGL axes": (True, True, False, 1.0),
+    "negative fy": (False, False, True, 1.0),
+    **{f"depth x {factor:g}": (False, False, False, factor) for factor in (0.1, 0.2, 0.5, 2.0, 5.0, 10.0)},
+}
+
+
+def _score(sequence: RGBDSequence, pairs: list[tuple[int, int]], name: str) -> tuple[float, float, int]:
+    """Median over overlapping pairs of the distance between their points: relative to depth, in metres, and pairs."""
+    inverse, opengl, flip, factor = _CONVENTIONS[name]
+    poses = np.linalg.inv(sequence.stored_poses) if inverse else sequence.stored_poses
+    poses = poses @ OPENGL if opengl else poses
+    found = []
+    for a, b in pairs:
+        points_a, k, size = _camera_points(sequence, a, flip, factor)
+        points_b, _, _ = _camera_points(sequence, b, flip, factor, limit=2000)
+        b_in_a = _move(np.linalg.inv(poses[a]) @ poses[b], points_b)
+        seen = b_in_a[_in_image(b_in_a, k, size)]
+        # where less than a third of a frame is seen by the other, the rest of the median would come from the border
+        if len(points_a) > 50 and len(seen) > max(50, len(points_b) / 3):
+            distance = float(np.median(knn_tree(seen, points_a, 1)[0]))
+            found.append((distance / float(np.median(points_a[:, 2])), distance))
+    if not found:
+        return float("nan"), float("nan"), 0
+    relative, metres = np.median(np.array(found), axis=0)
+    return float(relative), float(metres), len(found)
+
+
+def _camera_points(
+    sequence: RGBDSequence, index: int, flip: bool, factor: float, *, limit: int = 20_000
+) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, int]]:
+    depth = sequence.frame(index).depth
+    k = sequence.resized_intrinsics(depth.shape)
+    k[1, 1] *= -1 if flip else 1
+    step = max(1, round((depth.size / limit) ** 0.5))
+    grid = np.zeros(depth.shape, dtype=bool)
+    grid[::step, ::step] = True
+    v, u = np.nonzero((depth > 0) & grid)
+    z = depth[v, u].astype(np.float64) * factor
+    points = np.stack([(u - k[0, 2]) / k[0, 0] * z, (v - k[1, 2]) / k[1, 1] * z, z], axis=1)
+    return points, k, (depth.shape[0], depth.shape[1])
+
+
+def _move(pose: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    return points @ pose[:3, :3].T + pose[:3, 3]
+
+
+def _in_image(points: NDArray[np.float64], k: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    front = points[:, 2] > 1e-3
+    pixels = (points @ k.T)[:, :2] / np.where(front, points[:, 2], 1.0)[:, None]
+    return front & (pixels >= 0).all(1) & (pixels < [size[1], size[0]]).all(1)
+
+
+def _pose_problems(given: float, alternatives: dict[str, float], depth_scale: float) -> list[str]:
+    finite = {name: score for name, score in alternatives.items() if np.isfinite(score)}
+    best = min(finite, key=lambda name: finite[name], default=None)
+    if best is None:
+        return []
+    if np.isfinite(given) and (finite[best] >= BETTER * given or given < 0.003):
+        # under 0.3 % of the depth the camera hardly moved or all is right: nothing to tell apart
+        return [] if given < LOOSE else [_loose(given)]
+    if finite[best] > LOOSE:
+        return [_loose(given)] if np.isfinite(given) else []
+    return [
+        f"Overlapping frames do not line up as the folder is read ({_percent(given)}), but do with {best} "
+        f"({_percent(finite[best])}). {_remedy(best, depth_scale)}"
+    ]
+
+
+def _remedy(name: str, depth_scale: float) -> str:
+    if name.startswith("depth"):
+        factor = _CONVENTIONS[name][3]
+        return f"Depth is in other units: pass depth_scale={depth_scale / factor:g} (raw units per metre)."
+    if name == "negative fy":
+        return "The camera's y axis points up: give a negative fy in the intrinsics."
+    words = []
+    if "inverse" in name:
+        words.append(
+            "poses look like world-to-camera: pass pose='world_to_camera' (or 'camera_to_world' if you passed that)"
+        )
+    if "OpenGL" in name:
+        words.append(
+            "camera axes look like OpenGL's (y up, z backward): pass axes='opengl' (or 'opencv' if you passed that)"
+        )
+    return "The " + " and the ".join(words) + "."
+
+
+def _loose(given: float) -> str:
+    return (
+        f"Frames that should overlap lie {_percent(given)} apart; expected about 1 %. No common convention of poses, "
+        "axes or units fits better: check that poses, depth and intrinsics belong to the same frames and camera."
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} % of the depth" if np.isfinite(value) else "no overlap"
+
+
+def _depth_problems(sequence: RGBDSequence, median: float, valid: float) -> list[str]:
+    problems = []
+    if not 0.15 <= median <= 30:
+        problems.append(
+            f"The median depth is {median:.3g} m with depth_scale={sequence.depth_scale:g}; expected 0.15 to 30 m. "
+            f"Raw values of the first frame: {_range(sequence.read_raw_depth(0))}. Pass depth_scale = raw units per "
+            "metre (1000 for millimetres)."
+        )
+    if valid < 0.05:
+        problems.append(
+            f"Only {100 * valid:.1f} % of the pixels have a depth other than {sequence.invalid} and within "
+            f"{sequence.options.max_depth} m. Raw values of the first frame: {_range(sequence.read_raw_depth(0))}. "
+            "Check depth_scale (raw units per metre), invalid and max_depth."
+        )
+    raw = sequence.read_raw_depth(0)
+    share = float((raw == 65535).mean())
+    if share > 0.002 and 65535 not in sequence.invalid:
+        problems.append(f"{100 * share:.1f} % of the raw depths are 65535, a code for 'none': add it to invalid.")
+    return problems
+
+
+def _intrinsics_problems(sequence: RGBDSequence) -> list[str]:
+    k, (height, width) = sequence.intrinsics, sequence.stored_size
+    centre = (k[0, 2] / width, k[1, 2] / height)
+    focal = abs(k[0, 0]) / width
+    if all(0.25 < c < 0.75 for c in centre) and 0.2 < focal < 5 and 0.5 < abs(k[0, 0] / k[1, 1]) < 2:
+        return []
+    return [
+        f"The intrinsics (fx {k[0, 0]:g}, fy {k[1, 1]:g}, cx {k[0, 2]:g}, cy {k[1, 2]:g}) do not suit images of "
+        f"{width}x{height} pixels: expected the principal point near the middle ({width / 2:g}, {height / 2:g}) and a "
+        f"focal length of 0.2 to 5 image widths. They look like those of a {2 * k[0, 2]:.0f}x{2 * k[1, 2]:.0f} image: "
+        "scale them to the stored depth images, or pass intrinsics=(fx, fy, cx, cy)."
+    ]
+
+
+def _range(raw: NDArray[np.integer]) -> str:
+    low, middle, high = np.percentile(raw, [1, 50, 99])
+    return f"{low:.0f} to {high:.0f}, median {middle:.0f}"
