@@ -60,8 +60,8 @@ def check_views(views: Views, name: str, *, max_depth: float = 100.0) -> None:
     if (k[:, 0, 0] == 0).any() or (k[:, 1, 1] == 0).any() or not _inside(k, H, W):
         raise ValueError(
             f"Scene {name!r}: the intrinsics do not suit images of {W}x{H} pixels: got fx {k[0, 0, 0]:.4g}, fy "
-            f"{k[0, 1, 1]:.4g}, cx {k[0, 0, 2]:.4g}, cy {k[0, 1, 2]:.4g}. Expected the principal point inside the image: "
-            "scale the intrinsics when images are resized."
+            f"{k[0, 1, 1]:.4g}, cx {k[0, 0, 2]:.4g}, cy {k[0, 1, 2]:.4g}. Expected the principal point inside the "
+            "image: scale the intrinsics when images are resized."
         )
 
 
