@@ -122,6 +122,36 @@ def _kitchen_run(placer: Placer, draw: Draw) -> None:
             placer.at_wall(fridge, jitter=0.01)
 
 
+def furnish(placer: Placer, kind: str) -> None:
+    """Furnish a room by its type, then add to it until a fair share of the floor is taken."""
+    draw = placer.draw
+    recipe, extras = RECIPES[kind]
+    recipe(placer, draw)
+    target = draw.uniform(0.2, 0.34)
+    for _ in range(12):
+        if placer.filled_share > target:
+            return
+        draw.pick(extras)(placer, draw)
+
+
+def _another_cabinet(placer: Placer, draw: Draw) -> None:
+    _at_wall(placer, storage.cabinet(draw, draw.pick(("sideboard", "chest", "wardrobe"))))
+
+
+def _another_shelf(placer: Placer, draw: Draw) -> None:
+    _at_wall(placer, storage.bookshelf(draw))
+
+
+def _another_seat(placer: Placer, draw: Draw) -> None:
+    placer.at_wall(
+        seating.sofa(draw) if draw.chance(0.4) else seating.chair(draw, draw.pick(("dining", "stool"))), jitter=0.3
+    )
+
+
+def _another_basin(placer: Placer, draw: Draw) -> None:
+    placer.at_wall(sanitary.wash_basin(draw), jitter=0.0, gap=0.005, clearance=0.4)
+
+
 def furnish_bedroom(placer: Placer, draw: Draw) -> None:
     """Bed with night stands, wardrobe, perhaps a desk, chest, shelf, armchair."""
     _bed_group(placer, draw)
@@ -202,11 +232,13 @@ def furnish_studio(placer: Placer, draw: Draw) -> None:
     _at_wall(placer, storage.cabinet(draw, "wardrobe"), storage.bookshelf(draw))
 
 
-RECIPES: dict[str, Callable[[Placer, Draw], None]] = {
-    "bedroom": furnish_bedroom,
-    "living room": furnish_living_room,
-    "office": furnish_office,
-    "kitchen": furnish_kitchen,
-    "bathroom": furnish_bathroom,
-    "studio": furnish_studio,
+Step = Callable[[Placer, Draw], None]
+# The recipe of each type of room, and what more a large one may hold.
+RECIPES: dict[str, tuple[Step, tuple[Step, ...]]] = {
+    "bedroom": (furnish_bedroom, (_another_cabinet, _another_shelf, _desk_with_chair, _another_seat, _bed_group)),
+    "living room": (furnish_living_room, (_another_cabinet, _another_shelf, _another_seat, _table_group, _sofa_group)),
+    "office": (furnish_office, (_desk_with_chair, _desk_with_chair, _another_shelf, _another_cabinet, _table_group)),
+    "kitchen": (furnish_kitchen, (_another_cabinet, _table_group, _another_seat)),
+    "bathroom": (furnish_bathroom, (_another_cabinet, _another_basin)),
+    "studio": (furnish_studio, (_another_cabinet, _another_shelf, _another_seat, _table_group, _desk_with_chair)),
 }

@@ -9,7 +9,7 @@ import numpy as np
 from . import clutter, sanitary
 from .assets import Asset, Item, Support
 from .classes import Draw, Split, stream
-from .furnishing import RECIPES
+from .furnishing import furnish
 from .placement import Instance, Placed, Placer
 from .plan import (
     WALL_THICKNESS,
@@ -70,7 +70,7 @@ def draw_room(split: Split, scene: int, *, seed: int = 0) -> Room:
             if opening.kind == "door":
                 middle = wall.point((opening.start + opening.end) / 2, 0.45)
                 placer.reserve(middle, (0.5, 0.45), wall.yaw, 2.0)
-    RECIPES[kind](placer, draw)
+    furnish(placer, kind)
     _hang_curtains(placer)
     _decorate(placer, kind)
     lamps = _place_lamps(placer)

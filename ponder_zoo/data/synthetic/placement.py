@@ -178,6 +178,13 @@ class Placer:
         spot = anchor.point(shift, anchor.asset.bounds[1][1] + gap + reach)
         return self.place(asset, spot[:2], anchor.yaw + turn, margin=0.0)
 
+    @property
+    def filled_share(self) -> float:
+        """Share of the floor under objects that stand on it."""
+        standing = [o.corners for o in self.obstacles if o.bottom < 0.3 and o.owner is not None]
+        sides = [(np.linalg.norm(c[1] - c[0]), np.linalg.norm(c[2] - c[1])) for c in standing]
+        return float(sum(a * b for a, b in sides)) / self.plan.area
+
     def reserve(self, center: Float, half: tuple[float, float], yaw: float, top: float) -> None:
         """Keep a rectangle of floor free, e.g. in front of a door."""
         size = np.array(half)

@@ -136,11 +136,19 @@ def estimate_normals(depth: Float, intrinsics: Float, cam_to_world: Float, *, ra
     On a plane 1 / z is linear in the pixel, so each pixel gets the least-squares line through the inverse depths of its
     neighbours, those across a depth edge left out. The slope is the normal: n is proportional to K^T (a, b, c).
     """
-    V, H, W = depth.shape
+    poses = cam_to_world[:, :3, :3].astype(np.float32)
+    # One view at a time: its arrays fit the cache, which halves the time.
+    return np.stack(
+        [_estimate_normals(d, k, pose, radius) for d, k, pose in zip(depth, intrinsics, poses, strict=True)]
+    )
+
+
+def _estimate_normals(depth: Float, intrinsics: Float, rotation: Float, radius: int) -> NDArray[np.float32]:
+    H, W = depth.shape
     valid = depth > 0
     inverse = np.where(valid, 1 / np.where(valid, depth, 1), 0).astype(np.float32)
     tolerance = np.float32(0.05) * inverse  # relative depth difference that still counts as the same surface
-    sums = np.zeros((9, V, H, W), np.float32)  # n, x, y, xx, xy, yy, d, xd, yd
+    sums = np.zeros((9, H, W), np.float32)  # n, x, y, xx, xy, yy, d, xd, yd
     for dy in range(-radius, radius + 1):
         for dx in range(-radius, radius + 1):
             near = _moved(inverse, dx, dy)
@@ -162,19 +170,17 @@ def estimate_normals(depth: Float, intrinsics: Float, cam_to_world: Float, *, ra
     a, b = (cyy * cxd - cxy * cyd) / safe_det, (cxx * cyd - cxy * cxd) / safe_det
     v, u = np.meshgrid(np.arange(H), np.arange(W), indexing="ij")
     c = inverse + (d - a * x - b * y) / safe - a * u - b * v  # 1 / z = a u + b v + c
-    normal = -np.stack([a, b, c], -1) @ intrinsics.astype(np.float32)[:, None]  # towards the camera: n . ray < 0
+    normal = -np.stack([a, b, c], -1) @ intrinsics.astype(np.float32)  # towards the camera: n . ray < 0
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
-    normal = normal @ cam_to_world[:, None, :3, :3].transpose(0, 1, 3, 2).astype(np.float32)
-    return np.where(good[..., None], normal, 0).astype(np.float32)
+    return np.where(good[..., None], normal @ rotation.T, 0).astype(np.float32)
 
 
 def _moved(image: Float, dx: int, dy: int) -> Float:
     """`result[v, u] = image[v + dy, u + dx]`, zero outside."""
-    _, H, W = image.shape
+    H, W = image.shape
     result = np.zeros_like(image)
-    result[:, max(-dy, 0) : H - max(dy, 0), max(-dx, 0) : W - max(dx, 0)] = image[
-        :, max(dy, 0) : H - max(-dy, 0), max(dx, 0) : W - max(-dx, 0)
-    ]
+    rows, columns = slice(max(dy, 0), H - max(-dy, 0)), slice(max(dx, 0), W - max(-dx, 0))
+    result[max(-dy, 0) : H - max(dy, 0), max(-dx, 0) : W - max(dx, 0)] = image[rows, columns]
     return result
 
 

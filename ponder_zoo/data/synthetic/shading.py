@@ -30,8 +30,8 @@ def draw_lights(draw: Draw, room: Room) -> Lights:
     positions = room.lamps
     tint = np.array([1.0, draw.uniform(0.9, 1.0), draw.uniform(0.75, 1.05)])
     # Brightness relative to a surface 1.6 m below one lamp; exposure is set afterwards.
-    power = np.array([tint * draw.uniform(0.7, 1.2) * 2.0 for _ in positions])
-    ambient = draw.uniform(0.35, 0.6)
+    power = np.array([tint * draw.uniform(2.0, 3.2) for _ in positions])
+    ambient = draw.uniform(0.25, 0.45)
     cool = np.array([draw.uniform(0.88, 1.0), draw.uniform(0.94, 1.0), 1.0])
     return Lights(positions, power, ambient * cool, draw.uniform(0.6, 0.9) * ambient * tint, draw.chance(0.85))
 
@@ -66,10 +66,11 @@ def shade(
 def to_display(radiance: Float, gain: Float | float) -> Float:
     """Display colours in 0-1 (gamma 2.2) of linear radiance; highlights roll off instead of clipping."""
     x = np.maximum(radiance * np.float32(gain), 0.0)
-    return (x / (1 + x)).astype(np.float32) ** np.float32(1 / 2.2)
+    y = x * (1 + x / np.float32(6.25)) / (1 + np.float32(0.4) * x)  # about linear up to a half; white at 1.8
+    return np.clip(y, 0, 1).astype(np.float32) ** np.float32(1 / 2.2)
 
 
 def exposure(radiance: Float) -> float:
     """Gain for a scene's images: half way between the one for its mean and the one for its bright parts."""
     brightness = radiance.mean(-1)
-    return float(0.5 / max(float(brightness.mean()), 1e-3) + 0.9 / max(float(np.quantile(brightness, 0.9)), 1e-3)) / 2
+    return (0.3 / max(float(brightness.mean()), 1e-3) + 0.75 / max(float(np.quantile(brightness, 0.95)), 1e-3)) / 2
