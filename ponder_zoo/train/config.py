@@ -9,7 +9,7 @@ import inspect
 import sys
 import textwrap
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,13 @@ class ConfigError(ValueError):
     """A setting that a user can correct."""
 
 
-def parse_config(cls: type[T], arguments: Sequence[str] | None = None, *, description: str | None = None) -> T:
+def parse_config(
+    cls: type[T],
+    arguments: Sequence[str] | None = None,
+    *,
+    description: str | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> T:
     """Build the dataclass `cls` from the command line, or end the program with help or a message.
 
     Args:
@@ -28,18 +34,19 @@ def parse_config(cls: type[T], arguments: Sequence[str] | None = None, *, descri
             a field is its documentation.
         arguments: `--help`, `--config FILE` (may repeat; later files win) and `key=value` (wins over files).
         description: text above the keys in `--help`.
+        base: defaults from elsewhere, such as `saved_values` of another run; keys that `cls` does not have are skipped.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if any(argument in ("-h", "--help", "help") for argument in arguments):
         print(describe_config(cls, description))
         raise SystemExit(0)
     try:
-        return load_config(cls, arguments)
+        return load_config(cls, arguments, base=base)
     except ConfigError as error:
         raise SystemExit(f"error: {error}") from None
 
 
-def load_config(cls: type[T], arguments: Sequence[str] = ()) -> T:
+def load_config(cls: type[T], arguments: Sequence[str] = (), *, base: Mapping[str, Any] | None = None) -> T:
     """The same as `parse_config`, raising `ConfigError`; takes the arguments that it is given.
 
     Example:
@@ -55,7 +62,9 @@ def load_config(cls: type[T], arguments: Sequence[str] = ()) -> T:
     files, pairs = _split(arguments)
     config = OmegaConf.structured(cls)
     known = list(_keys(cls))
-    for source, overrides in [*((str(file), _read_yaml(file)) for file in files), ("the command line", pairs)]:
+    layers: list[tuple[str, Any]] = [("the saved settings", _known_values(base or {}, known))]
+    layers += [(str(file), saved_values(file)) for file in files]
+    for source, overrides in [*layers, ("the command line", pairs)]:
         try:
             values = OmegaConf.from_dotlist(overrides) if isinstance(overrides, list) else OmegaConf.create(overrides)
         except Exception as error:  # whatever YAML's parser raises
@@ -98,14 +107,29 @@ def save_config(config: Any, file: Path) -> None:
 
 def changed_keys(config: Any, file: Path) -> dict[str, tuple[Any, Any]]:
     """What differs between a saved file and the settings: key -> (saved value, value now)."""
-    before, now = dict(_flatten(_read_yaml(file))), dict(_flatten(config_to_dict(config)))
-    missing = object()
-    pairs = {key: (before.get(key, missing), now.get(key, missing)) for key in [*before, *now]}
-    return {
-        key: tuple("(absent)" if value is missing else value for value in pair)  # type: ignore[misc]
-        for key, pair in pairs.items()
-        if pair[0] != pair[1]
-    }
+    before, now = dict(_flatten(saved_values(file))), dict(_flatten(config_to_dict(config)))
+    pairs = {key: (before.get(key, "(absent)"), now.get(key, "(absent)")) for key in [*before, *now]}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def check_same_run(config: Any, file: Path, *, free: Sequence[str] = ()) -> None:
+    """Settings that a run is continued with must be those that it was started with (`file`, its config.yaml).
+
+    Args:
+        config: the settings now.
+        file: the settings then.
+        free: keys that may differ, or the beginning of several (`data.workers`, `log_`).
+
+    Raises:
+        ConfigError: naming the keys that differ.
+    """
+    changed = {key: pair for key, pair in changed_keys(config, file).items() if not key.startswith(tuple(free))}
+    if changed:
+        listed = ", ".join(f"{key}: {before!r} then, {now!r} now" for key, (before, now) in changed.items())
+        raise ConfigError(
+            f"{file.parent} was started with other settings ({listed}). Give them as they were to go on, or start "
+            "another run with `output=PATH`."
+        )
 
 
 def describe_config(cls: type, description: str | None = None) -> str:
@@ -137,7 +161,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
     return files, pairs
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
+def saved_values(file: Path) -> dict[str, Any]:
+    """The content of a configuration file, unchecked."""
     from omegaconf import OmegaConf
 
     try:
@@ -149,6 +174,20 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"Expected {file} to hold `key: value` lines; it holds a {type(values).__name__}.")
     return typing.cast(dict[str, Any], values)
+
+
+def _known_values(values: Mapping[str, Any], known: list[str]) -> dict[str, Any]:
+    """The part of nested values whose keys exist."""
+    free = tuple(key.removesuffix("*") for key in known if key.endswith(".*"))
+    result: dict[str, Any] = {}
+    for key, value in _flatten(values):
+        if key in known or key.startswith(free):
+            *groups, last = key.split(".")
+            place = result
+            for group in groups:
+                place = place.setdefault(group, {})
+            place[last] = value
+    return result
 
 
 def _check_keys(values: Any, known: list[str], source: str) -> None:
@@ -223,7 +262,7 @@ def _show(value: Any) -> str:
 
 
 def _comments(cls: type) -> dict[str, str]:
-    """The comment behind (or on the lines right after) each field, so that settings are documented where they stand."""
+    """The comment behind each field, so that settings are documented where they stand."""
     try:
         lines = textwrap.dedent(inspect.getsource(cls)).splitlines()
         body = typing.cast(ast.ClassDef, ast.parse("\n".join(lines)).body[0]).body
@@ -233,10 +272,6 @@ def _comments(cls: type) -> dict[str, str]:
     for node in body:
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
             continue
-        end = typing.cast(int, node.end_lineno)
-        parts = [lines[end - 1][typing.cast(int, node.end_col_offset) :]]
-        while end < len(lines) and lines[end].lstrip().startswith("#"):
-            parts.append(lines[end])
-            end += 1
-        docs[node.target.id] = " ".join(part.strip().lstrip("#").strip() for part in parts).strip()
+        line, column = typing.cast(int, node.end_lineno) - 1, typing.cast(int, node.end_col_offset)
+        docs[node.target.id] = lines[line].encode()[column:].decode().strip().lstrip("#").strip()
     return docs

@@ -8,6 +8,7 @@ import pytest
 from ponder_zoo.train.config import (
     ConfigError,
     changed_keys,
+    check_same_run,
     config_to_dict,
     describe_config,
     load_config,
@@ -99,7 +100,7 @@ def test_saved_settings_read_back_and_differences_are_named(tmp_path):
 
 def test_help_shows_keys_defaults_types_and_comments(capsys):
     text = describe_config(Config)
-    assert "max_steps=100" in text and "optimizer steps" in text and "(an epoch has no meaning here)" in text
+    assert "max_steps=100" in text and "optimizer steps" in text and "(an epoch" not in text
     assert "loss.depth=0.1" in text and "per metre [float]" in text and "[neus | volsdf]" in text
     with pytest.raises(SystemExit) as stop:
         parse_config(Config, ["--help"])
@@ -109,3 +110,18 @@ def test_help_shows_keys_defaults_types_and_comments(capsys):
 def test_the_program_ends_with_the_message():
     with pytest.raises(SystemExit, match="Did you mean `max_steps`"):
         parse_config(Config, ["max_stps=1"])
+
+
+def test_a_run_goes_on_with_its_own_settings_only(tmp_path):
+    file = tmp_path / "config.yaml"
+    save_config(load_config(Config, []), file)
+    check_same_run(load_config(Config, []), file)
+    check_same_run(load_config(Config, ["max_steps=5"]), file, free=["max_"])
+    with pytest.raises(ConfigError, match=r"loss\.rgb: 3\.0 then, 4\.0 now.*output=PATH"):
+        check_same_run(load_config(Config, ["loss.rgb=4", "max_steps=5"]), file, free=["max_steps"])
+
+
+def test_another_runs_settings_are_defaults_where_the_keys_exist():
+    base = {"max_steps": 5, "other": 3, "loss": {"rgb": 7.0, "none": 1}, "encoder_args": {"a": {"b": 1}}}
+    config = load_config(Config, ["loss.rgb=8"], base=base)
+    assert config == Config(max_steps=5, loss=Loss(rgb=8.0), encoder_args={"a": {"b": 1}})
