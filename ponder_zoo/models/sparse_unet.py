@@ -277,7 +277,7 @@ class SparseUNet(nn.Module):
         """Layer groups for timm, in order: stem, each encoder stage, each decoder stage (coarse to fine), head."""
         index = "" if coarse else r"\.(\d+)"
         return {
-            "stem": r"^(stem|context)\.",
+            "stem": r"^(?:stem|context)\.",
             "enc": [(rf"^enc{index}", None)],
             "dec": [(rf"^dec{index}", None)],
             "head": r"^head\.",
@@ -428,7 +428,7 @@ def _our_name(key: str, conditions: Sequence[str]) -> str | None:
 
 
 def _same_conditions(theirs: Sequence[str], ours: Sequence[str], count: int | None) -> list[int]:
-    """Position among `theirs` of each of our conditions; where the names are not the released ones, the same position."""
+    """Position among `theirs` of each of our conditions; the same position for names that are not the released ones."""
     if all(name in theirs for name in ours) and count in (None, len(theirs)):
         return [theirs.index(name) for name in ours]
     return list(range(len(ours)))

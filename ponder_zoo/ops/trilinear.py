@@ -79,19 +79,15 @@ def _locate(volume: FeatureVolume, positions: Tensor, *, slopes: bool) -> tuple[
         )
     dtype = torch.promote_types(torch.promote_types(feat.dtype, positions.dtype), torch.float32)
     table = feat.to(dtype).movedim(1, -1).reshape(-1, feat.shape[1])  # a view where feat is channels_last_3d
-    cell, scale = _cell_units(grid, positions.to(dtype))
-    base = cell.detach().floor()
-    fraction = cell - base  # (B, R, S, 3) in [0, 1)
-    corner = base[..., None] + base.new_tensor([0.0, 1.0])  # (B, R, S, 3, 2) lower and upper neighbour on each axis
-    size = base.new_tensor(grid.shape)[:, None]
-    inside = (corner >= 0) & (corner < size)
-    weight = torch.stack([1.0 - fraction, fraction], -1) * inside  # neighbours outside the grid count as zero
-    index = _corner_rows(corner, grid)
-    weight_x, weight_y, weight_z = weight.flatten(0, 2).unbind(1)  # 3 x (P, 2)
-    slope = weight.new_empty(0)
+    lower, upper = grid.bounds.detach().to(dtype).unbind(1)  # (B, 3)
+    axes = [_neighbours(positions[..., a].to(dtype), lower[:, a], upper[:, a], grid, a) for a in range(3)]
+    (x, weight_x, slope_x), (y, weight_y, slope_y), (z, weight_z, slope_z) = axes  # each (P, 2)
+    X, Y, Z = grid.shape
+    scene = torch.arange(len(feat), device=feat.device).repeat_interleave(len(x) // len(feat), output_size=len(x))
+    row = (scene[:, None, None] * Z + z[:, :, None]) * Y + y[:, None, :]  # (P, 2, 2)
+    index = (row[..., None] * X + x[:, None, None, :]).view(-1, 8)
+    slope = lower.new_empty(0)
     if slopes:
-        step = (scale * base.new_tensor([-1.0, 1.0]) * inside).flatten(0, 2)  # (P, 3, 2) d(weight)/d(position) per axis
-        slope_x, slope_y, slope_z = step.unbind(1)
         slope = torch.stack(
             [
                 _corner_product(slope_x, weight_y, weight_z),
@@ -103,27 +99,34 @@ def _locate(volume: FeatureVolume, positions: Tensor, *, slopes: bool) -> tuple[
     return table, index, _corner_product(weight_x, weight_y, weight_z), slope
 
 
-def _cell_units(grid: VolumeGrid, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions in units where cell i holds its value at i, (B, R, S, 3), and that unit per metre (B, 1, 1, 3, 1)."""
-    bounds = grid.bounds.detach().to(positions.dtype)[:, :, None, None]  # (B, 2, 1, 1, 3)
-    size = positions.new_tensor(grid.shape)
+def _neighbours(
+    position: Tensor, lower: Tensor, upper: Tensor, grid: VolumeGrid, axis: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper neighbour along one axis: cells, weights and d(weight)/d(position), each (P, 2).
+
+    Args:
+        position: (B, R, S) metres.
+        lower: (B,) face of the box.
+        upper: (B,) face of the box.
+        grid: gives the number of cells and where in them the values sit.
+        axis: 0, 1, 2 for x, y, z.
+    """
+    size = grid.shape[axis]
     centers = grid.align == "centers"
-    scale = (size if centers else size - 1.0) / (bounds[:, 1] - bounds[:, 0])
-    return (positions - bounds[:, 0]) * scale - (0.5 if centers else 0.0), scale[..., None]
-
-
-def _corner_rows(corner: Tensor, grid: VolumeGrid) -> Tensor:
-    """Row in the (B Z Y X) table of each of the eight corners: (B, R, S, 3, 2) -> (P, 8); z slowest, as the weights."""
-    X, Y, Z = grid.shape
-    # Clamp as floats and as integers: a NaN survives the first and becomes some integer, which must not index memory.
-    size = corner.new_tensor(grid.shape)[:, None]
-    cell = torch.minimum(corner.clamp(min=0.0), size - 1.0).long()
-    x, y, z = (axis.clamp(0, n - 1) for axis, n in zip(cell.unbind(-2), grid.shape, strict=True))  # 3 x (B, R, S, 2)
-    scene = torch.arange(len(corner), device=corner.device).view(-1, 1, 1, 1, 1, 1)
-    row = (scene * Z + z[..., :, None, None]) * Y + y[..., None, :, None]
-    return (row * X + x[..., None, None, :]).view(-1, 8)
+    # full_like: a number divided by a tensor is the number times a reciprocal, rounded twice.
+    scale = (torch.full_like(lower, size if centers else size - 1) / (upper - lower))[:, None, None]
+    cell = (position - lower[:, None, None]) * scale - (0.5 if centers else 0.0)  # value i sits at i
+    base = cell.detach().floor()
+    corner = torch.stack([base, base + 1.0], -1)  # (B, R, S, 2)
+    inside = (corner >= 0) & (corner < size)  # neighbours outside the grid count as zero
+    fraction = cell - base  # in [0, 1)
+    weight = torch.stack([1.0 - fraction, fraction], -1) * inside
+    slope = torch.stack([-scale, scale], -1) * inside
+    # Clamped twice, as floats and as integers: a NaN survives the first and becomes some integer, not to be an address.
+    index = corner.clamp(0, size - 1).long().clamp(0, size - 1)
+    return index.flatten(0, 2), weight.flatten(0, 2), slope.flatten(0, 2)
 
 
 def _corner_product(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Product of one factor per axis for each of the eight corners: 3 x (P, 2) -> (P, 8)."""
+    """Product of one factor per axis for each of the eight corners, x fastest: 3 x (P, 2) -> (P, 8)."""
     return (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).view(-1, 8)

@@ -125,16 +125,29 @@ def test_the_official_cell_rule_matches_the_official_numbers(shared_dir: Path, c
     assert wrong.double().mean() <= 1e-3
 
 
-def test_the_official_lookup_reads_beside_where_features_were_written() -> None:
-    """The figures in docs/differences.md: cells of misplacement of each convention, for the official 128 cells."""
-    grid = VolumeGrid(torch.tensor([[[-0.5] * 3, [0.5] * 3]]).double(), (128, 2, 2))
-    at = cell_centres(grid)[:, :, 0, 0]  # (1, 128, 3), where densify writes
-    points = PointBatch(at[0], at[0, :, :1], torch.tensor([128]))  # the feature is the x coordinate
-    volume = densify(points, replace(grid, shape=(128, 1, 1)))
+def test_the_official_rule_uses_10_of_32_layers_in_a_room_8_m_wide_and_2_5_m_high() -> None:
+    """The figure in docs/differences.md."""
+    side, height = torch.linspace(0.01, 7.99, 50).double(), torch.linspace(0.01, 2.49, 249).double()
+    coord = torch.cartesian_prod(side, side[:1], height)
+    points = PointBatch(coord, torch.ones(len(coord), 1).double(), torch.tensor([len(coord)]))
+    room = VolumeGrid(torch.tensor([[[0.0, 0, 0], [8, 8, 2.5]]]).double(), (128, 128, 32))
+    cube = VolumeGrid(torch.tensor([[[-0.5] * 3, [0.5] * 3]]).double(), (128, 128, 32))
+    official = densify_official(replace(points, coord=coord / 8 - 0.5), cube, torch.tensor([8.0]))
+    layers = [int((volume.feat.sum((0, 1, 3, 4)) > 0).sum()) for volume in (official, densify(points, room))]
+    assert layers == [10, 32]
+
+
+@pytest.mark.parametrize(("cells", "expected"), [(128, 6.28), (32, 1.87)])
+def test_the_official_lookup_reads_beside_where_features_were_written(cells: int, expected: float) -> None:
+    """The figures in docs/differences.md: by how many cells, at the outermost ones."""
+    grid = VolumeGrid(torch.tensor([[[-0.5] * 3, [0.5] * 3]]).double(), (cells, 1, 1))
+    at = cell_centres(grid)[:, :, 0, 0]  # (1, cells, 3), where densify writes
+    points = PointBatch(at[0], at[0, :, :1], torch.tensor([cells]))  # the feature is the x coordinate
+    volume = densify(points, grid)
     probe = at[:, None] * torch.tensor([1.0, 0, 0])
     exact = sample_volume(volume, probe)[0, 0, :, 0]
     torch.testing.assert_close(exact, probe[0, 0, :, 0])
     official = sample_volume(replace(volume, grid=official_lookup_grid(volume.grid)), probe)[0, 0, :, 0]
-    misplaced = (official - probe[0, 0, :, 0]) * 128  # cells
-    assert misplaced.abs().max() == pytest.approx(6.28, abs=0.05)
-    assert misplaced.abs()[63:65].max() < 0.1
+    misplaced = (official - probe[0, 0, :, 0]) * cells
+    assert misplaced.abs().max() == pytest.approx(expected, abs=0.01)
+    assert misplaced[cells // 2 - 1 : cells // 2 + 1].abs().max() < 0.1
