@@ -39,6 +39,7 @@ from ponder_zoo.train.checkpoint import find_checkpoint, load_checkpoint, open_r
 from ponder_zoo.train.config import check_same_run, config_to_dict, parse_config, save_config
 from ponder_zoo.train.distributed import mean_over_processes, synchronize_batch_norm
 from ponder_zoo.train.guard import NonFiniteGuard
+from ponder_zoo.train.launch import ensure_processes
 from ponder_zoo.train.log import RunLog, setup_logging
 from ponder_zoo.train.optim import ScheduleName, make_ema, make_optimizer, make_schedule
 from ponder_zoo.train.sampler import JointDataset, StepSampler
@@ -243,4 +244,5 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
+    ensure_processes()
     main(parse_config(Config, description=__doc__))

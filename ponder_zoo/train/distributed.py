@@ -120,9 +120,10 @@ def _sum_over_processes(value: Tensor) -> Tensor:
 
 
 def synchronize_batch_norm(model: nn.Module) -> nn.Module:
-    """Replace the batch norms of a model, in place, by `SyncBatchNorm` with the same parameters and buffers.
+    """Give a model's batch norms the statistics of all processes, in place.
 
-    Call it before the optimizer is made. Does nothing in a single process.
+    torch's layers are replaced by `SyncBatchNorm` with the same parameters and buffers; a layer that synchronizes on its
+    own has a switch, `synchronized` (`layers.norms.BatchNorm`). Does nothing in a single process.
     """
     if num_processes() == 1:
         return model
@@ -134,6 +135,8 @@ def _convert(module: nn.Module) -> nn.Module:
         norm = SyncBatchNorm.__new__(SyncBatchNorm)
         norm.__dict__ = module.__dict__  # the same tensors: an optimizer or a parent may hold them already
         return norm
+    if getattr(module, "synchronized", None) is False:
+        module.synchronized = True  # type: ignore[assignment]
     for name, child in module.named_children():
         setattr(module, name, _convert(child))
     return module

@@ -95,6 +95,16 @@ def test_in_one_process_nothing_changes():
     assert gather_rows(rows) is rows and mean_over_processes(rows) is rows
 
 
+def test_layers_that_synchronize_on_their_own_are_switched_on(monkeypatch):
+    from ponder_zoo.layers.norms import BatchNorm
+    from ponder_zoo.train import distributed
+
+    monkeypatch.setattr(distributed, "num_processes", lambda: 2)
+    model = synchronize_batch_norm(nn.Sequential(BatchNorm(3), nn.Sequential(nn.BatchNorm3d(2))))
+    assert type(model[0]) is BatchNorm and model[0].synchronized and type(model[1][0]) is SyncBatchNorm
+    assert not BatchNorm(3).synchronized
+
+
 @pytest.mark.parametrize(("kind", "shape"), [(nn.BatchNorm1d, (9, 3)), (nn.BatchNorm3d, (2, 3, 4, 2, 2))])
 @pytest.mark.parametrize("kwargs", [{}, {"eps": 1e-3, "momentum": 0.01}, {"momentum": None}, {"affine": False}])
 def test_the_synchronized_norm_is_torchs_where_there_is_one_process(kind, shape, kwargs, monkeypatch):
