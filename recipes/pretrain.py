@@ -30,6 +30,7 @@ import ponder_zoo as pz
 from ponder_zoo.data.catalog import DataConfig, open_views, pretrain_dataset
 from ponder_zoo.data.collate import PretrainCollate
 from ponder_zoo.data.pretrain import PretrainDataset
+from ponder_zoo.layers.sync_norm import synchronize_batch_norm
 from ponder_zoo.losses.render import RenderLossWeights, render_loss
 from ponder_zoo.report.html import write_report
 from ponder_zoo.report.previews import preview_path
@@ -37,7 +38,7 @@ from ponder_zoo.report.run_files import write_eval, write_run_info
 from ponder_zoo.report.system import system_info
 from ponder_zoo.train.checkpoint import find_checkpoint, load_checkpoint, open_run_folder, save_checkpoint
 from ponder_zoo.train.config import check_same_run, config_to_dict, parse_config, save_config
-from ponder_zoo.train.distributed import mean_over_processes, synchronize_batch_norm
+from ponder_zoo.train.distributed import mean_over_processes
 from ponder_zoo.train.guard import NonFiniteGuard
 from ponder_zoo.train.launch import ensure_processes
 from ponder_zoo.train.log import RunLog, setup_logging
