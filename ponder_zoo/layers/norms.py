@@ -50,7 +50,7 @@ class BatchNorm(nn.BatchNorm1d):
     def normalize(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Normalize with this norm's statistics and the given scale and shift (C,)."""
         dtype = torch.promote_types(feat.dtype, torch.float32)
-        if self.reduces:
+        if self.reduces or (self.synchronized and self.training and len(feat) > 1 and feat.device.type == "cpu"):
             return self._normalize_synchronized(feat.to(dtype), weight, bias).to(feat.dtype)
         training = self.training and len(feat) > 1
         update = training and not _keep_statistics.get()
