@@ -7,8 +7,11 @@ from ._config import PretrainedCfg as PretrainedCfg
 from ._factory import create_model as create_model
 from ._factory import create_pretrainer as create_pretrainer
 from ._factory import create_renderer as create_renderer
+from ._hub import push_to_hf_hub as push_to_hf_hub
 from ._hub import save_for_hf as save_for_hf
 from ._pretrained import LoadReport as LoadReport
+from ._reference import VerifyReport as VerifyReport
+from ._reference import verify as verify
 from ._registry import generate_default_cfgs as generate_default_cfgs
 from ._registry import get_pretrained_cfg as get_pretrained_cfg
 from ._registry import is_model as is_model

@@ -69,6 +69,7 @@ class PretrainedCfg(_JsonConfig):
     # source; the first one given wins
     file: str | None = None
     hf_hub_id: str | None = None
+    hf_hub_revision: str | None = None
     hf_hub_filename: str = "model.safetensors"
     # identity
     architecture: str = ""
@@ -86,6 +87,7 @@ class PretrainedCfg(_JsonConfig):
     origin_url: str | None = None
     paper_ids: tuple[str, ...] = ("arXiv:2310.08586",)
     training_data: str | None = None
+    training_data_license: str | None = None  # the terms of the data, which may bind the weights
 
     @property
     def has_weights(self) -> bool:

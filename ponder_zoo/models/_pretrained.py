@@ -10,6 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ._foreign import read_checkpoint, state_dict_of
+from ._safety import safetensors_shapes
+
 _logger = logging.getLogger(__name__)
 
 FilterFn = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
@@ -25,6 +28,7 @@ class LoadReport:
     adapted: Mapping[str, str] = field(default_factory=dict)  # key -> what was done to it, in words
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)  # input column -> what became of it, where columns differ
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded from {self.source}"]
@@ -52,15 +56,18 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected weights at {path}; there is no such file. Check the path or export again.")
+    safetensors_shapes(path)  # before the library maps the file: clearer messages and our own bounds
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a readable safetensors file ({error}); {path.stat().st_size} bytes. It may be truncated: "
-            "copy or download it again. Checkpoints in other formats (.pth, .bin) must be converted first."
-        ) from error
+        raise ValueError(f"{path} is not a readable safetensors file ({error}). Copy or download it again.") from error
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a foreign `.pth`, `.pt` or `.bin` checkpoint without unpickling code."""
+    if Path(path).suffix in (".pth", ".pt", ".bin", ".ckpt"):
+        return state_dict_of(read_checkpoint(path), path)
+    return read_safetensors(path)
 
 
 def strip_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,6 +86,7 @@ def load_weights(
     source: str,
     adapted: Mapping[str, str] | None = None,
     allow_missing: tuple[str, ...] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Copy `state_dict` into `model`; every key must match but those that the caller names.
 
@@ -88,6 +96,7 @@ def load_weights(
         source: where the weights come from, for messages.
         adapted: keys that the caller changed or dropped on purpose, and how.
         allow_missing: prefixes of model keys that may be absent (a new head).
+        columns: what became of each input column, for the report.
 
     Raises:
         ValueError: for missing or unexpected keys or shapes that differ. The model is left untouched.
@@ -114,7 +123,8 @@ def load_weights(
         for key, value in own.items():
             if key in state_dict:
                 value.copy_(state_dict[key])
-    report = LoadReport(source, tuple(key for key in own if key in state_dict), dict(adapted or {}), missing)
+    loaded = tuple(key for key in own if key in state_dict)
+    report = LoadReport(source, loaded, dict(adapted or {}), missing, columns=dict(columns or {}))
     model.load_report = report  # type: ignore[assignment]
     _logger.info("%s", report)
     return report
