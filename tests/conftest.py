@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-# Read by huggingface_hub when it is imported: no stored login, no user's cache, no transfers that only the real Hub speaks.
+# Read by huggingface_hub when it is imported: no stored login, no user's cache, no transfers for the real Hub only.
 _HF_HOME = tempfile.TemporaryDirectory(prefix="ponder-zoo-hf-home-")
 os.environ |= {
     "HF_HOME": _HF_HOME.name,

@@ -1,8 +1,8 @@
 """A Hub in this process, on loopback, for the real `huggingface_hub` client: repositories, commits, tags, LFS, tokens.
 
 Two servers run: one answers the API, the other hands out LFS blobs, as the real Hub's storage does. They must have
-different origins: on a redirect within one origin the client looks for the commit header at the target. Xet transfers are
-not spoken, so the client runs with `HF_HUB_DISABLE_XET=1`.
+different origins: on a redirect within one origin the client looks for the commit header at the target. Xet transfers
+are not spoken, so the client runs with `HF_HUB_DISABLE_XET=1`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class LoopbackHub:
         return None
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, status: int, code: str = "", message: str = "") -> None:
         self.status, self.code, self.message = status, code, message
 
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {self.path_only}")
         try:
             self.answer()
-        except _Refused as refusal:
+        except _RefusedError as refusal:
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.message}
             self.send(refusal.status, b"{}", {k: v for k, v in headers.items() if v})
         except (BrokenPipeError, ConnectionResetError):
@@ -173,12 +173,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _BlobHandler(_Handler):
     def answer(self) -> None:
-        if self.headers.get("Authorization"):
+        if self.headers.get("Authorization") and self.command != "POST":  # the Hub itself answers its `verify`
             self.hub.blob_authorizations.append(self.headers["Authorization"])
         oid = self.path_only.split("/")[1]
         if self.command == "PUT":
             if hashlib.sha256(self.body).hexdigest() != oid:
-                raise _Refused(400)
+                raise _RefusedError(400)
             self.hub.blobs[oid] = self.body
             self.send(200, b"", {})
         elif self.command == "POST":  # verify
@@ -195,7 +195,7 @@ class _ApiHandler(_Handler):
 
     def answer(self) -> None:
         if self.token and self.token not in (OWNER, STRANGER):
-            raise _Refused(401, message="Invalid credentials in Authorization header")
+            raise _RefusedError(401, message="Invalid credentials in Authorization header")
         routes: list[tuple[str, str, Callable[..., None]]] = [
             ("POST", r"/api/repos/create", self.create),
             ("DELETE", r"/api/repos/delete", self.delete),
@@ -216,28 +216,28 @@ class _ApiHandler(_Handler):
             match = re.fullmatch(pattern, self.path_only)
             if match and self.command in methods.split("|"):
                 return function(*match.groups())
-        raise _Refused(404, "EntryNotFound")
+        raise _RefusedError(404, "EntryNotFound")
 
     def repo(self, name: str, write: bool = False) -> Repo:
         repo = self.hub.repos.get(name)
         if repo is None or (repo.private and self.token != OWNER):
             # Like the Hub: without a token one cannot tell a private repository from none.
-            raise _Refused(404 if self.token else 401, "RepoNotFound", "Repository not found")
+            raise _RefusedError(404 if self.token else 401, "RepoNotFound", "Repository not found")
         if repo.gated and self.token != OWNER:
-            raise _Refused(403 if self.token else 401, "GatedRepo", f"Access to model {name} is restricted")
+            raise _RefusedError(403 if self.token else 401, "GatedRepo", f"Access to model {name} is restricted")
         if write and self.token != OWNER:
-            raise _Refused(403 if self.token else 401, message="You have no write access to this repository")
+            raise _RefusedError(403 if self.token else 401, message="You have no write access to this repository")
         return repo
 
     def find(self, repo: Repo, revision: str) -> str:
         sha = repo.find(revision)
         if sha is None:
-            raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise _RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return sha
 
     def create(self) -> None:
         if self.token != OWNER:
-            raise _Refused(403 if self.token else 401, message="You have no right to create a model here")
+            raise _RefusedError(403 if self.token else 401, message="You have no right to create a model here")
         request = json.loads(self.body)
         name = f"{request.get('organization') or 'org'}/{request['name']}"
         known = name in self.hub.repos
@@ -302,7 +302,7 @@ class _ApiHandler(_Handler):
     def branch(self, name: str, branch: str) -> None:
         repo = self.repo(name, write=True)
         if branch in repo.refs:
-            raise _Refused(409, message="Reference already exists")
+            raise _RefusedError(409, message="Reference already exists")
         start = json.loads(self.body or b"{}").get("startingPoint") or "main"
         repo.refs[branch] = self.find(repo, start)
         self.send_json({})
@@ -324,7 +324,7 @@ class _ApiHandler(_Handler):
                 entry["lfs"] = {"oid": _oid(path, content), "size": len(content), "pointerSize": 130}
             entries.append(entry)
         if folder and not entries:
-            raise _Refused(404, "EntryNotFound")
+            raise _RefusedError(404, "EntryNotFound")
         self.send_json(entries)
 
     def info(self, name: str, revision: str = "main") -> None:

@@ -47,9 +47,9 @@ def build_model(
     """Build an encoder and, if asked, load its weights. Entry points call this; users call `create_model`.
 
     Args:
-        model_cls: takes `in_chans`, `num_classes`, `grid_size` and `model_args`. If its attribute `stem_weight_name` names
-            the one weight that reads the columns (input channels last), weights for other columns are adapted; if it
-            also takes `append_one`, so are those whose dropped columns are not zero at their fill value.
+        model_cls: takes `in_chans`, `num_classes`, `grid_size` and `model_args`. If its attribute `stem_weight_name`
+            names the one weight that reads the columns (input channels last), weights for other columns are adapted;
+            if it also takes `append_one`, so are those whose dropped columns are not zero at their fill value.
         architecture: the registered name.
         pretrained: load the weights that the config names; having none is an error.
         pretrained_cfg: config of the variant; default: the architecture's first.
@@ -150,9 +150,9 @@ def _adapt_stem(
     name = getattr(model, "stem_weight_name", None)
     if not isinstance(name, str):
         raise ValueError(
-            f"The weights from {source} read other columns, and {type(model).__name__} does not say which of its weights "
-            "reads them (`stem_weight_name`). Give the model the columns of the weights (`create_transform` fills absent "
-            "ones), or create it with pretrained=False."
+            f"The weights from {source} read other columns, and {type(model).__name__} does not say which of its "
+            "weights reads them (`stem_weight_name`). Give the model the columns of the weights (`create_transform` "
+            "fills absent ones), or create it with pretrained=False."
         )
     if name not in state_dict:
         return state_dict, {}  # strict loading reports it
@@ -165,10 +165,10 @@ def _adapt_stem(
 
 def _check_appends_one(model_cls: type[nn.Module], architecture: str, columns: ColumnMap) -> None:
     if "append_one" not in inspect.signature(model_cls).parameters:
-        folded = [f"{name} ({what})" for name, what in columns.words.items() if "folded" in what]
+        folded = ", ".join(f"{name} ({what})" for name, what in columns.words.items() if "folded" in what)
         raise ValueError(
-            f"'{architecture}' cannot drop columns whose fill value is not zero after normalization: {', '.join(folded)}. "
-            "Keep them in feature_columns: `create_transform` fills absent columns."
+            f"'{architecture}' cannot drop columns whose fill value is not zero after normalization: {folded}. Keep "
+            "them in feature_columns: `create_transform` fills absent columns."
         )
 
 

@@ -85,7 +85,12 @@ def _facts(config: Mapping[str, Any]) -> list[str]:
 
 
 def _columns(cfg: Mapping[str, Any]) -> list[str]:
-    lines = ["## Input columns", "", "`create_transform` makes them from raw arrays: (raw - mean) / std, in this order.", ""]
+    lines = [
+        "## Input columns",
+        "",
+        "`create_transform` makes them from raw arrays: (raw - mean) / std, in this order.",
+        "",
+    ]
     lines += ["| column | mean | std | where absent |", "|---|---|---|---|"]
     for name, mean, std, fill in zip(cfg["feature_columns"], cfg["mean"], cfg["std"], cfg["fill"], strict=True):
         lines.append(f"| {_text(name)} | {mean:g} | {std:g} | {'must be given' if fill is None else f'{fill:g}'} |")
@@ -93,7 +98,14 @@ def _columns(cfg: Mapping[str, Any]) -> list[str]:
 
 
 def _usage(config: Mapping[str, Any], files: Collection[str], name: str) -> list[str]:
-    lines = ["## Use", "", "```python", "import ponder_zoo as pz", "", f'model = pz.create_model("{name}", pretrained=True)']
+    lines = [
+        "## Use",
+        "",
+        "```python",
+        "import ponder_zoo as pz",
+        "",
+        f'model = pz.create_model("{name}", pretrained=True)',
+    ]
     lines += ["features = model.forward_features(points)  # points: a pz.PointBatch"]
     if config["num_classes"]:
         lines.append("logits = model(points)  # (N, num_classes)")
@@ -114,8 +126,9 @@ def _citation(paper_ids: Collection[str]) -> list[str]:
             "```bibtex",
             "@article{zhu2023ponderv2,",
             "  title   = {PonderV2: Pave the Way for 3D Foundation Model with A Universal Pre-training Paradigm},",
-            "  author  = {Zhu, Haoyi and Yang, Honghui and Wu, Xiaoyang and Huang, Di and Zhang, Sha and He, Xianglong and",
-            "             Zhao, Hengshuang and Shen, Chunhua and Qiao, Yu and He, Tong and Ouyang, Wanli},",
+            "  author  = {Zhu, Haoyi and Yang, Honghui and Wu, Xiaoyang and Huang, Di and Zhang, Sha and",
+            "             He, Xianglong and Zhao, Hengshuang and Shen, Chunhua and Qiao, Yu and He, Tong and",
+            "             Ouyang, Wanli},",
             "  journal = {arXiv preprint arXiv:2310.08586},",
             "  year    = {2023}",
             "}",

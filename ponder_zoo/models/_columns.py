@@ -1,10 +1,10 @@
 """Weights that read some input columns, for a model that is given others: matched by name, never by position.
 
-The stem is linear in the columns, so each rule is exact: a column of the same name keeps its weights; a declared proxy gets
-the mean of the weights of what it stands for; a new column gets zeros, so that it changes nothing until trained; and a dropped
-column acts as if it always held its fill value. A constant input is not a bias in a sparse convolution, where the number of
-neighbours varies from voxel to voxel: unless the normalized fill is zero, the dropped weights are kept for a column of ones
-that the model appends to its input itself (`append_one=True`).
+The stem is linear in the columns, so each rule is exact: a column of the same name keeps its weights; a declared proxy
+gets the mean of the weights of what it stands for; a new column gets zeros, so that it changes nothing until trained;
+and a dropped column acts as if it always held its fill value. A constant input is not a bias in a sparse convolution,
+where the number of neighbours varies from voxel to voxel: unless the normalized fill is zero, the dropped weights are
+kept for a column of ones that the model appends to its input itself (`append_one=True`).
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class ColumnMap:
         return bool(self.ones.any())
 
     def apply(self, weight: Tensor, appends_one: bool) -> Tensor:
-        """The stem's weight for the new columns; input channels are its last axis: (out, ..., C_old) -> (out, ..., C_new).
+        """The stem's weight for the new columns: (out, ..., C_old) -> (out, ..., C_new).
 
         Args:
-            weight: with `C_old` input channels, or one more if it had a column of ones already.
+            weight: input channels last; with `C_old` input channels, or one more if it had a column of ones already.
             appends_one: whether the result has that one more channel.
         """
         old = self.matrix.shape[1]
         if weight.shape[-1] not in (old, old + 1):
             raise ValueError(
-                f"Expected a stem weight with {old} input channels last, got shape {tuple(weight.shape)}. The weights do "
-                "not belong to the columns that their config names."
+                f"Expected a stem weight with {old} input channels last, got shape {tuple(weight.shape)}. The weights "
+                "do not belong to the columns that their config names."
             )
         columns = weight[..., :old].double()
         result = columns @ self.matrix.T.to(weight.device)
@@ -70,7 +70,9 @@ def map_columns(old: PointCfg, new: PointCfg, proxies: Mapping[str, tuple[str, .
     for name, sources in (proxies or {}).items():
         unknown = [source for source in sources if source not in index]
         if unknown or not sources:
-            raise ValueError(f"The proxy '{name}' stands for {list(sources)}; the weights read {list(index)}. Name those.")
+            raise ValueError(
+                f"The proxy '{name}' stands for {list(sources)}; the weights read {list(index)}. Name those."
+            )
     known = {name: sources for name, sources in PROXIES.items() if all(source in index for source in sources)}
     known.update(proxies or {})
     matrix = torch.zeros(len(new.feature_columns), len(index), dtype=torch.float64)
@@ -96,8 +98,8 @@ def _dropped(old: PointCfg, name: str, i: int) -> tuple[float, str]:
     fill = old.fill[i]
     if fill is None:
         raise ValueError(
-            f"The weights need the column '{name}': their config gives no fill value for it. Keep it in feature_columns, or "
-            f"say what stands for it with pretrained_cfg_overlay (point_cfg.fill)."
+            f"The weights need the column '{name}': their config gives no fill value for it. Keep it in "
+            f"feature_columns, or say what stands for it with pretrained_cfg_overlay (point_cfg.fill)."
         )
     value = (fill - old.mean[i]) / old.std[i]
     if value == 0.0:

@@ -113,6 +113,8 @@ def explain(error: BaseException, repo: HubRepo, filename: str | None = None) ->
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import httpx
 
+    if type(error) is RuntimeError and error.__cause__ is not None:  # an upload in one of the client's threads
+        return explain(error.__cause__, repo, filename)
     what = f"{filename} of {repo.repo_id}" if filename else repo.repo_id
     server = repo.endpoint or constants.ENDPOINT
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -121,8 +123,8 @@ def explain(error: BaseException, repo: HubRepo, filename: str | None = None) ->
         return PermissionError(f"{repo.repo_id} on {server} is gated (HTTP {status}). Accept its terms there. {token}.")
     if isinstance(error, errors.RevisionNotFoundError):
         return FileNotFoundError(
-            f"{repo.repo_id} on {server} has no revision '{repo.revision}'. Give a branch, tag or commit that exists, or "
-            f"none for the newest: '{HUB}{repo.repo_id}'."
+            f"{repo.repo_id} on {server} has no revision '{repo.revision}'. Give a branch, tag or commit that exists, "
+            f"or none for the newest: '{HUB}{repo.repo_id}'."
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         kind = FileNotFoundError if status == 404 else PermissionError
@@ -149,8 +151,8 @@ def explain(error: BaseException, repo: HubRepo, filename: str | None = None) ->
         return PermissionError(f"No access to {what} on {server} (HTTP {status}). {token}.")
     if isinstance(error, httpx.TransportError | errors.OfflineModeIsEnabled):
         return ConnectionError(
-            f"The connection to {server} broke while fetching {what} ({error or type(error).__name__}). What arrived is "
-            "not used; try again and the download continues."
+            f"The connection to {server} broke while fetching {what} ({error or type(error).__name__}). What arrived "
+            "is not used; try again and the download continues."
         )
     if isinstance(error, errors.HfHubHTTPError):
         return ConnectionError(f"{server} answered HTTP {status} for {what} ({error}). Try again later.")

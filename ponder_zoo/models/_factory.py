@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from ._config import PretrainedCfg
-from ._features import FeatureList
 from ._download import ModelSource
+from ._features import FeatureList
 from ._hub import cfg_from_config, read_config
 from ._pretrained import load_weights, read_safetensors
 from ._registry import find_architecture
@@ -38,8 +38,8 @@ def create_model(
     """Create an encoder by name.
 
     Args:
-        model_name: `arch`, `arch.tag`, `local-dir:FOLDER` as written by `save_for_hf`, or `hf-hub:org/repo[@revision]` as
-            written by `push_to_hf_hub`.
+        model_name: `arch`, `arch.tag`, `local-dir:FOLDER` as written by `save_for_hf`, or `hf-hub:org/repo[@revision]`
+            as written by `push_to_hf_hub`.
         pretrained: load weights. Having none to load is an error.
         pretrained_cfg: replaces the registered config.
         pretrained_cfg_overlay: replaces single fields of it.
@@ -47,8 +47,9 @@ def create_model(
         cache_dir: of the Hub client; default: HF_HUB_CACHE.
         in_chans: number of input columns; prefer `feature_columns`.
         feature_columns: names of the input columns in their order. Weights for other columns are adapted by name:
-            the same name is copied, a proxy ("intensity" for red, green and blue) gets the mean, a new column gets zeros,
-            and a dropped one acts as if it always held its fill value; `model.load_report.columns` says what was done.
+            the same name is copied, a proxy ("intensity" for red, green and blue) gets the mean, a new column gets
+            zeros, and a dropped one acts as if it always held its fill value; `model.load_report.columns` says what
+            was done.
         num_classes: of the segmentation head; 0 for features. Default: the config's.
         features_only: return a module whose output is a list of intermediate `PointBatch`es.
         out_indices: which of them; default all.
@@ -102,7 +103,9 @@ def create_model(
     what, how = ({k: v for k, v in group.items() if v is not None} for group in (what, how))
     if source is not None:
         limit = parameter_limit(None if weights is None else safetensors_shapes(weights))
-        check_size(lambda: entry_point(False, pretrained_cfg=pretrained_cfg, backend=backend, **what), limit, f"{source}")
+        check_size(
+            lambda: entry_point(False, pretrained_cfg=pretrained_cfg, backend=backend, **what), limit, f"{source}"
+        )
     model = entry_point(pretrained=pretrained, pretrained_cfg=pretrained_cfg, backend=backend, **what, **how)
     return FeatureList(model, out_indices) if features_only else model
 
@@ -174,8 +177,9 @@ def create_pretrainer(
     """Create the pre-training model: encoder, dense U-Net and renderer. `.encoder` and `.renderer` detach.
 
     Args:
-        encoder: a name for `create_model`; a `local-dir:FOLDER` or `hf-hub:org/repo[@revision]` of a pre-training export
-            (then all of its parts are rebuilt from there); or a module with `forward_features` and `num_features`.
+        encoder: a name for `create_model`; a `local-dir:FOLDER` or `hf-hub:org/repo[@revision]` of a pre-training
+            export (then all of its parts are rebuilt from there); or a module with `forward_features` and
+            `num_features`.
         renderer: a name for `create_renderer`, or a module.
         pretrained: load the encoder's weights, and those of the other parts where the folder has them.
         volume_channels: channels of the volume that the renderer reads; default 128 (official).
@@ -221,7 +225,11 @@ def create_pretrainer(
         name = source.pinned if source is not None else encoder
         encoder = create_model(name, pretrained, num_classes=0, **access, **(encoder_args or {}))
     if isinstance(renderer, str):
-        renderer_args = {**(block["model_args"] if block else {}), **(renderer_args or {}), "in_chans": parts["volume_channels"]}
+        renderer_args = {
+            **(block["model_args"] if block else {}),
+            **(renderer_args or {}),
+            "in_chans": parts["volume_channels"],
+        }
         renderer = block["architecture"] if block else renderer
 
     def build() -> nn.Module:

@@ -1,10 +1,11 @@
 """Checkpoints of other code (`.pth`, `.bin`) without running anything in them.
 
-A torch checkpoint is a zip archive with a pickle program that says how to rebuild its objects, and one record of raw bytes
-per storage. A pickle can name any function of any module and call it. Here the program is read three times: as a list of
-instructions, of which only those that plain state dicts need are known; with inert stand-ins, which compares every size it
-names with the bytes that are there; and then by `torch.load(weights_only=True)`. The middle pass is needed because torch
-(2.14) neither compares a storage's stated size with its record nor bounds the strings and numbers of the program.
+A torch checkpoint is a zip archive with a pickle program that says how to rebuild its objects, and one record of raw
+bytes per storage. A pickle can name any function of any module and call it. Here the program is read three times: as a
+list of instructions, of which only those that plain state dicts need are known; with inert stand-ins, which compares
+every size it names with the bytes that are there; and then by `torch.load(weights_only=True)`. The middle pass is
+needed because torch (2.14) neither compares a storage's stated size with its record nor bounds the strings and numbers
+of the program.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def read_checkpoint(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no zip checkpoint, is damaged, needs anything but plain tensors and containers, or claims
-            sizes that it does not have. Nothing in the file is executed and nothing large is allocated.
+        ValueError: if the file is no zip checkpoint, is damaged, needs anything but plain tensors and containers, or
+            claims sizes that it does not have. Nothing in the file is executed and nothing large is allocated.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,10 +59,11 @@ def read_checkpoint(path: str | Path) -> Any:
         program, records = _open_archive(path)
         _scan(program)
         _DryRun(program, records).load()
-    except _Refusal as refusal:
+    except _RefusalError as refusal:
         raise ValueError(
-            f"{path} is refused: {refusal}. Expected a file written by torch.save with tensors, numbers and strings only; "
-            "nothing in it was executed. Ask its author for safetensors, or save its state_dict again with torch.save."
+            f"{path} is refused: {refusal}. Expected a file written by torch.save with tensors, numbers and strings "
+            "only; nothing in it was executed. Ask its author for safetensors, or save its state_dict again with "
+            "torch.save."
         ) from refusal
     try:
         allowed = [(_number, name.replace(" ", ".")) for name in _NUMPY_SCALARS] + [(_Dtype, "numpy.dtype")]
@@ -85,44 +87,45 @@ def state_dict_of(checkpoint: Any, path: str | Path) -> dict[str, Tensor]:
     return dict(checkpoint)
 
 
-class _Refusal(Exception):
+class _RefusalError(Exception):
     """Why a file is not read."""
 
 
 def _open_archive(path: Path) -> tuple[bytes, dict[str, int]]:
-    """The pickle program and the size of every record by name. Torch stores records as they are: compression is refused."""
+    """The pickle program and the size of every record by name."""
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
-        raise _Refusal(f"it has {size} bytes, more than {MAX_FILE_BYTES}")
+        raise _RefusalError(f"it has {size} bytes, more than {MAX_FILE_BYTES}")
     with path.open("rb") as file:
         file.seek(max(size - 22, 0))
-        # The end record must be the last 22 bytes, as torch writes it: two zip readers cannot disagree on what is inside.
+        # The end record must be the last 22 bytes, as torch writes it: two zip readers then agree on what is inside.
         if size < 22 or not file.read().startswith(b"PK\5\6"):
-            raise _Refusal("it is no zip archive, as torch.save has written since torch 1.6, or it is truncated")
+            raise _RefusalError("it is no zip archive, as torch.save has written since torch 1.6, or it is truncated")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             names = [entry.filename for entry in entries]
             if len(entries) > MAX_RECORDS or len(set(names)) != len(names):
-                raise _Refusal(f"it has {len(entries)} records, or two of one name")
+                raise _RefusalError(f"it has {len(entries)} records, or two of one name")
             for entry in entries:
                 parts = entry.filename.replace("\\", "/").split("/")
                 if entry.filename != entry.orig_filename or any(part in ("", "..") or ":" in part for part in parts):
-                    raise _Refusal(f"a record is named '{entry.orig_filename[:80]}', which leaves the archive")
+                    raise _RefusalError(f"a record is named '{entry.orig_filename[:80]}', which leaves the archive")
+                # Torch stores records as they are; nothing may grow when it is read.
                 if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                    raise _Refusal(f"record '{entry.filename[:80]}' is compressed")
+                    raise _RefusalError(f"record '{entry.filename[:80]}' is compressed")
             if sum(entry.file_size for entry in entries) > size:
-                raise _Refusal("its records overlap: together they are larger than the file")
+                raise _RefusalError("its records overlap: together they are larger than the file")
             programs = [name for name in names if name.endswith("data.pkl")]
             if len(programs) != 1 or any(name.endswith("constants.pkl") for name in names):
-                raise _Refusal(f"it has {len(programs)} data.pkl, expected one, and no TorchScript code")
+                raise _RefusalError(f"it has {len(programs)} data.pkl, expected one, and no TorchScript code")
             root = programs[0].removesuffix("data.pkl")
             if archive.getinfo(programs[0]).file_size > MAX_PICKLE_BYTES:
-                raise _Refusal(f"its data.pkl has more than {MAX_PICKLE_BYTES} bytes")
+                raise _RefusalError(f"its data.pkl has more than {MAX_PICKLE_BYTES} bytes")
             records = {e.filename.removeprefix(f"{root}data/"): e.file_size for e in entries}
             return archive.read(programs[0]), records
     except (zipfile.BadZipFile, OSError, NotImplementedError, EOFError, RuntimeError) as error:
-        raise _Refusal(f"it is a damaged zip archive ({error})") from error
+        raise _RefusalError(f"it is a damaged zip archive ({error})") from error
 
 
 def _scan(program: bytes) -> None:
@@ -130,15 +133,17 @@ def _scan(program: bytes) -> None:
     try:
         for opcode, argument, _ in pickletools.genops(program):
             if opcode.name not in _OPCODES:
-                raise _Refusal(f"its pickle uses {opcode.name}, which a plain checkpoint does not need")
+                raise _RefusalError(f"its pickle uses {opcode.name}, which a plain checkpoint does not need")
             if opcode.name == "GLOBAL" and argument not in _GLOBALS:
-                raise _Refusal(f"its pickle asks for '{str(argument)[:80]}'")
+                raise _RefusalError(f"its pickle asks for '{str(argument)[:80]}'")
             if opcode.name in ("PUT", "LONG_BINPUT") and int(argument) > len(program):
-                raise _Refusal("its pickle numbers more objects than it can hold")  # a memo of that length is allocated
-    except _Refusal:
+                raise _RefusalError(
+                    "its pickle numbers more objects than it can hold"
+                )  # a memo of that length is allocated
+    except _RefusalError:
         raise
     except Exception as error:  # genops raises many kinds for malformed programs
-        raise _Refusal(f"its pickle is malformed ({type(error).__name__}: {error})") from error
+        raise _RefusalError(f"its pickle is malformed ({type(error).__name__}: {error})") from error
 
 
 class _DryRun(pickle.Unpickler):
@@ -152,14 +157,14 @@ class _DryRun(pickle.Unpickler):
     def load(self) -> Any:
         try:
             return super().load()
-        except _Refusal:
+        except _RefusalError:
             raise
         except Exception as error:  # the C machine raises many kinds for malformed programs
-            raise _Refusal(f"its pickle is malformed ({type(error).__name__}: {error})") from error
+            raise _RefusalError(f"its pickle is malformed ({type(error).__name__}: {error})") from error
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module} {name}" not in _GLOBALS:
-            raise _Refusal(f"its pickle asks for '{module} {name}'")
+            raise _RefusalError(f"its pickle asks for '{module} {name}'")
         return _GLOBALS[f"{module} {name}"]
 
     def persistent_load(self, key: Any) -> _Storage:
@@ -167,9 +172,11 @@ class _DryRun(pickle.Unpickler):
             case ("storage", _StorageKind() as kind, str() as name, str(), int() as count):
                 have = self.records.get(name)
                 if have is None or count < 0 or count * kind.item_bytes != have:
-                    raise _Refusal(f"storage '{name[:40]}' claims {count} x {kind.item_bytes} bytes and has {have}")
+                    raise _RefusalError(
+                        f"storage '{name[:40]}' claims {count} x {kind.item_bytes} bytes and has {have}"
+                    )
                 return _Storage(count)
-        raise _Refusal(f"it refers to something that is no storage: {str(key)[:80]}")
+        raise _RefusalError(f"it refers to something that is no storage: {str(key)[:80]}")
 
 
 class _Inert:
@@ -178,7 +185,7 @@ class _Inert:
     __slots__ = ()
 
     def __setstate__(self, _: Any) -> None:
-        raise _Refusal("its pickle sets the state of an object that has none")
+        raise _RefusalError("its pickle sets the state of an object that has none")
 
 
 class _Function(_Inert):
@@ -217,22 +224,24 @@ def _check_tensor(
     storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, *rest: Any
 ) -> _Tensor:
     if type(storage) is not _Storage or not _are_sizes(shape) or not _are_sizes(stride) or not _are_sizes((offset,)):
-        raise _Refusal("a tensor is not described by a storage, a shape and strides")
+        raise _RefusalError("a tensor is not described by a storage, a shape and strides")
     if len(shape) != len(stride):
-        raise _Refusal("a tensor has a shape and strides of different lengths")
+        raise _RefusalError("a tensor has a shape and strides of different lengths")
     if type(requires_grad) is not bool or type(hooks) is not OrderedDict or len(hooks) or rest not in ((), (None,)):
-        raise _Refusal("a tensor carries hooks or extra state")
+        raise _RefusalError("a tensor carries hooks or extra state")
     count = math.prod(shape)
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if count else offset
     # An expanded tensor (stride 0) has few bytes and becomes huge in the first operation on it.
     if last >= storage.count + (count == 0) or count > storage.count:
-        raise _Refusal(f"a tensor of shape {list(shape)[:8]} does not lie in its storage of {storage.count} elements")
+        raise _RefusalError(
+            f"a tensor of shape {list(shape)[:8]} does not lie in its storage of {storage.count} elements"
+        )
     return _Tensor()
 
 
 def _check_parameter(data: Any, requires_grad: Any, hooks: Any) -> _Tensor:
     if type(data) is not _Tensor or type(hooks) is not OrderedDict or len(hooks):
-        raise _Refusal("a parameter is no plain tensor, or carries hooks")
+        raise _RefusalError("a parameter is no plain tensor, or carries hooks")
     return data
 
 
@@ -244,7 +253,7 @@ def _are_sizes(values: Any) -> bool:
 
 def _check_size(shape: Any = ()) -> tuple[int, ...]:
     if not _are_sizes(shape):
-        raise _Refusal("a torch.Size holds something other than sizes")
+        raise _RefusalError("a torch.Size holds something other than sizes")
     return shape
 
 
@@ -256,7 +265,7 @@ def _check_order() -> OrderedDict[Any, Any]:
 def _encode(text: Any, codec: Any) -> bytes:
     """How the bytes of a number are written in old pickles; nothing else is a checkpoint's business."""
     if type(text) is not str or codec != "latin1" or len(text) > 16:
-        raise _Refusal(f"its pickle encodes text as {str(codec)[:20]}")
+        raise _RefusalError(f"its pickle encodes text as {str(codec)[:20]}")
     return text.encode("latin1")
 
 
@@ -278,19 +287,19 @@ class _Dtype:
             "u1",
             "b1",
         ):
-            raise _Refusal(f"a number has the numpy type {str(code)[:20]}")
+            raise _RefusalError(f"a number has the numpy type {str(code)[:20]}")
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
         """Byte order and the like: nothing is taken over but a check that it is little-endian."""
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "="):
-            raise _Refusal("a number has an unusual byte order")
+            raise _RefusalError("a number has an unusual byte order")
 
 
 def _number(dtype: Any, data: Any) -> float | int | bool:
     """Stands for numpy's function that rebuilds one number, such as the best metric in a checkpoint."""
     if type(dtype) is not _Dtype or type(data) is not bytes or len(data) != int(dtype.code[1]):
-        raise _Refusal("a number is not made of a type and its bytes")
+        raise _RefusalError("a number is not made of a type and its bytes")
     import numpy as np
 
     return np.frombuffer(data, f"<{dtype.code}")[0].item()

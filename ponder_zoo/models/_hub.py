@@ -23,7 +23,14 @@ from ._safety import read_json
 
 # no facts about the weights, or elsewhere in config.json
 SOURCE_FIELDS = ("file", "hf_hub_id", "hf_hub_revision", "hf_hub_filename", "point_cfg")
-FILES = ("config.json", "model.safetensors", "renderer.safetensors", "reference.safetensors", "preview.png", "README.md")
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "renderer.safetensors",
+    "reference.safetensors",
+    "preview.png",
+    "README.md",
+)
 
 
 def save_for_hf(
@@ -39,12 +46,13 @@ def save_for_hf(
 
     Args:
         model: an encoder from `create_model`.
-        directory: made if absent. A `renderer.safetensors` of an earlier export stays there when `renderer` is None, but
-            the new config.json does not name it.
+        directory: made if absent. A `renderer.safetensors` of an earlier export stays there when `renderer` is None,
+            but the new config.json does not name it.
         renderer: the pre-training model around `model` (from `create_pretrainer`) or a renderer from
             `create_renderer`; all of its parameters but the encoder's go to `renderer.safetensors`.
         metadata: for the card and config.json: `license`, `training_data` and `training_data_license`, `metrics`
-            (name -> value), `description`, `label_names`; for the card alone: `known_failures`, `base_model` (a Hub id).
+            (name -> value), `description`, `label_names`; for the card alone: `known_failures`, `base_model` (a Hub
+            id).
         reference: input whose output in eval mode goes to `reference.safetensors`, for `verify`; True takes a small
             built-in room, False writes none.
         preview: a PNG for the card.
@@ -56,7 +64,7 @@ def save_for_hf(
         ValueError: if the model was not built by a factory, or an argument cannot be written as JSON.
 
     Example:
-        >>> save_for_hf(model, "export", renderer=ponder, metadata={"license": "mit", "training_data": "built-in rooms"})
+        >>> save_for_hf(model, "export", renderer=ponder, metadata={"license": "mit", "metrics": {"mIoU": 0.5}})
     """
     return _save(model, directory, renderer, metadata, reference, preview, repo_id=None)
 
@@ -77,8 +85,9 @@ def push_to_hf_hub(
 ) -> str:
     """Publish what `save_for_hf` writes, in one commit, for `create_model("hf-hub:org/name", pretrained=True)`.
 
-    The repository is made if it does not exist. A README that was edited there (its first-line mark removed) is kept, and a
-    renderer or reference of an earlier export that this one does not replace is deleted: they do not fit the new weights.
+    The repository is made if it does not exist. A README that was edited there (its first-line mark removed) is kept,
+    and a renderer or reference of an earlier export that this one does not replace is deleted: they do not fit the new
+    weights.
 
     Args:
         model: an encoder from `create_model`.
@@ -218,7 +227,11 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} lacks {missing}; it is not a ponder_zoo config. Export the model again.")
     renderer = config.get("renderer", {"architecture": "", "model_args": {}})
-    if not isinstance(renderer, dict) or not isinstance(renderer.get("model_args"), dict) or "architecture" not in renderer:
+    if (
+        not isinstance(renderer, dict)
+        or not isinstance(renderer.get("model_args"), dict)
+        or "architecture" not in renderer
+    ):
         raise ValueError(f"{path} has a 'renderer' without architecture and model_args. Export the model again.")
     return config
 

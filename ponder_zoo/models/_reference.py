@@ -38,8 +38,8 @@ class VerifyReport:
     def __str__(self) -> str:
         verdict = "agrees" if self.passed else "DISAGREES"
         return (
-            f"{self.source} {verdict} with its reference: relative error {self.error:.2g} (limit {self.tolerance:.2g}) on "
-            f"{self.device}, backend {self.backend}; reference by {self.stored_by}"
+            f"{self.source} {verdict} with its reference: relative error {self.error:.2g} (limit "
+            f"{self.tolerance:.2g}) on {self.device}, backend {self.backend}; reference by {self.stored_by}"
         )
 
 
@@ -52,7 +52,9 @@ def reference_points(cfg: PretrainedCfg, device: torch.device | str = "cpu") -> 
         cells = torch.cartesian_prod(*[torch.arange(size)] * 3)
         walls = cells[(cells == 0).any(1) & (torch.rand(len(cells), generator=generator) < 0.8)]
         feat = torch.rand(len(walls), len(cfg.point_cfg.feature_columns), generator=generator) * 2 - 1
-        scenes.append({"coord": (walls + 0.5) * grid_size, "feat": feat, "grid_coord": walls, "condition": cfg.condition})
+        scenes.append(
+            {"coord": (walls + 0.5) * grid_size, "feat": feat, "grid_coord": walls, "condition": cfg.condition}
+        )
     return PointBatch.from_list(scenes).to(torch.device(device))
 
 
@@ -144,7 +146,9 @@ def verify(
     output = _forward(model, points.to(torch.device(device))).cpu().double()
     stored = tensors["output"].double()
     if output.shape != stored.shape:
-        raise ValueError(f"{source} gives {tuple(output.shape)}, its reference is {tuple(stored.shape)}. Export it again.")
+        raise ValueError(
+            f"{source} gives {tuple(output.shape)}, its reference is {tuple(stored.shape)}. Export it again."
+        )
     error = ((output - stored).abs().max() / stored.abs().max().clamp(min=1e-12)).item()
     used = str(getattr(model, "backend", backend))
     return VerifyReport(str(source), error, tolerance, str(device), used, metadata.get("stored_by", "unknown"))

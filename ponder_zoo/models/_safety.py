@@ -20,7 +20,7 @@ _logger = logging.getLogger(__name__)
 MAX_JSON_BYTES = 4 << 20  # of a config.json; the largest published one has 10 kB
 MAX_HEADER_BYTES = 16 << 20  # of a safetensors file; 200 bytes per tensor are usual
 MAX_PARAMETERS = 1_000_000_000  # of a model built from a config file; the largest of this package has 47 million
-MAX_MODULES = 100_000
+MAX_MODULES = 20_000
 MAX_CONFIG_NUMBER = 10**9
 SLACK_PARAMETERS = 1 << 22  # that a model may have beyond twice its file: a new head, running counts
 ITEM_BYTES = {
@@ -35,7 +35,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of bounded size, with bounded numbers and depth."""
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(
-            f"{path} has {path.stat().st_size} bytes; a config has at most {MAX_JSON_BYTES}. It is not a model's config."
+            f"{path} has {path.stat().st_size} bytes; a config has at most {MAX_JSON_BYTES}. It is not a model's "
+            "config."
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -59,8 +60,8 @@ def _check_values(values: Any, path: Path) -> None:
             stack.extend(value)
         elif isinstance(value, int | float) and not abs(value) <= MAX_CONFIG_NUMBER:
             raise ValueError(
-                f"{path} holds the number {value:.4g}; sizes of models are below {MAX_CONFIG_NUMBER:.0e}. Do not use it "
-                "unless you trust where it comes from and know why."
+                f"{path} holds the number {value:.4g}; sizes of models are below {MAX_CONFIG_NUMBER:.0e}. Do not use "
+                "it unless you trust where it comes from and know why."
             )
 
 

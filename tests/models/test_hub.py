@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ def encoder(**args: Any) -> nn.Module:
 
 def push(hub: LoopbackHub, model: nn.Module | None = None, **args: Any) -> str:
     model = encoder() if model is None else model
+    args.setdefault("reference", False)  # most tests need none, and it costs a forward pass
     return pz.push_to_hf_hub(model, NAME, endpoint=hub.endpoint, token=OWNER, **args)
 
 
@@ -58,7 +60,7 @@ def test_a_pushed_model_comes_back_bit_exact_with_its_history(hub: LoopbackHub, 
 
 def test_one_push_is_one_commit_with_everything(hub: LoopbackHub) -> None:
     renderer = pz.create_renderer("small_renderer", in_chans=3)
-    push(hub, renderer=renderer)
+    push(hub, renderer=renderer, reference=True)
     names = {"config.json", "model.safetensors", "renderer.safetensors", "reference.safetensors", "README.md"}
     assert set(hub.files(NAME)) == names | {".gitattributes"}
     assert len(hub.repos[NAME].commits) == 2
@@ -103,7 +105,7 @@ def test_a_private_repository_opens_with_a_token_that_stays_with_the_hub(hub: Lo
         pull(cache_dir=None, token=False)
     with pytest.raises(FileNotFoundError, match=r"private \(HTTP 404\).*token gives no access"):
         pull(cache_dir=None, token=STRANGER)
-    with pytest.raises(PermissionError, match="No access.*HTTP 401"):
+    with pytest.raises(PermissionError, match=r"No access.*HTTP 401"):
         pull(cache_dir=None, token="hf_expired")
     assert hub.blob_authorizations == []
 
@@ -111,7 +113,7 @@ def test_a_private_repository_opens_with_a_token_that_stays_with_the_hub(hub: Lo
 def test_a_gated_repository_says_that_terms_must_be_accepted(hub: LoopbackHub, pull: Any) -> None:
     push(hub)
     hub.repos[NAME].gated = True
-    with pytest.raises(PermissionError, match="gated.*HTTP 403.*Accept its terms"):
+    with pytest.raises(PermissionError, match=r"gated.*HTTP 403.*Accept its terms"):
         pull(token=STRANGER)
 
 
@@ -152,7 +154,10 @@ def change_config(hub: LoopbackHub, change: Any) -> None:
         (lambda c: c.update(format_version=2), "format_version 2.*Upgrade"),
         (lambda c: c.update(architecture="neighbor_encoder"), "Did you mean neighbour_encoder"),
         (lambda c: c.update(architecture="other_encoder", model_args={}), "do not fit NeighbourEncoder.*another shape"),
-        (lambda c: c["model_args"].update(width=9), r"do not fit.*stem: file \(8, 3, 3, 3, 6\), model \(9, 3, 3, 3, 6\)"),
+        (
+            lambda c: c["model_args"].update(width=9),
+            r"do not fit.*stem: file \(8, 3, 3, 3, 6\), model \(9, 3, 3, 3, 6\)",
+        ),
     ],
 )
 def test_a_config_that_does_not_go_with_the_weights_is_explained(
@@ -215,9 +220,9 @@ def test_a_connection_that_keeps_dropping_leaves_nothing_that_could_be_used(
 def test_a_hostile_commit_header_cannot_leave_the_cache(hub: LoopbackHub, pull: Any, tmp_path: Path) -> None:
     push(hub)
     hub.commit_header = "../../../../outside"
-    with pytest.raises(Exception, match=r"."):
+    with pytest.raises((ValueError, ConnectionError)):
         pull()
-    assert not (tmp_path / "outside").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
 def test_offline_uses_the_cache_and_says_what_it_lacks(
@@ -242,32 +247,30 @@ def test_a_hub_that_cannot_be_reached_is_named_unless_all_is_cached(
     pull()
     nowhere = "http://127.0.0.1:9"
     assert same_weights(pull(endpoint=nowhere), model)
-    with pytest.raises(ConnectionError, match="127.0.0.1:9 cannot be reached and config.json of org/never"):
+    with pytest.raises(ConnectionError, match=r"127.0.0.1:9 cannot be reached and config.json of org/never"):
         pull("hf-hub:org/never", endpoint=nowhere)
 
 
-def test_all_files_of_a_model_are_of_one_commit(hub: LoopbackHub, pull: Any) -> None:
+def test_all_files_of_a_model_are_of_one_commit(hub: LoopbackHub, pull: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A push between the config and the weights must not mix two models."""
     first = encoder(width=5)
     push(hub, first)
-    files, resolve = dict(hub.files(NAME)), Repo.find
+    before, resolve = hub.repos[NAME].refs["main"], Repo.find
     push(hub, encoder(width=6))
-    later = hub.repos[NAME].refs["main"]
-    hub.put(NAME, files)
+    after = hub.repos[NAME].refs["main"]
+    hub.repos[NAME].refs["main"] = before
     calls = []
 
     def racing(self: Repo, revision: str) -> str | None:
         found = resolve(self, revision)
         calls.append(revision)
-        if len(calls) == 1:
-            self.refs["main"] = later
+        if len(calls) == 2:  # HEAD and GET of config.json
+            self.refs["main"] = after
         return found
 
-    Repo.find = racing  # type: ignore[method-assign]
-    try:
-        assert same_weights(pull(), first)
-    finally:
-        Repo.find = resolve  # type: ignore[method-assign]
+    monkeypatch.setattr(Repo, "find", racing)
+    assert same_weights(pull(), first)
+    assert same_weights(pull(), pull(f"hf-hub:{NAME}@{after}"))
 
 
 def test_the_card_is_read_by_the_hub_and_an_edited_one_is_kept(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -281,15 +284,26 @@ def test_the_card_is_read_by_the_hub_and_an_edited_one_is_kept(hub: LoopbackHub,
         "metrics": {"mIoU": 0.25},
         "description": "Line one.\n---\nmalicious: true",
     }
-    push(hub, metadata=metadata, preview=tmp_path / "picture.png")
+    push(hub, metadata=metadata, preview=tmp_path / "picture.png", reference=True)
     (tmp_path / "README.md").write_bytes(hub.files(NAME)["README.md"])
     card = ModelCard.load(tmp_path / "README.md")
     data = card.data.to_dict()
     assert data["library_name"] == "ponder_zoo" and data["license"] == "cc-by-4.0" and "malicious" not in data
     assert data["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.25
     for text in (
-        *(f'pz.create_model("hf-hub:{NAME}", pretrained=True)', f'pz.verify("hf-hub:{NAME}")', "| red | 127.5 | 127.5 |"),
-        *("0.02 m", "| mIoU | 0.25 |", "preview.png", "arXiv:2310.08586", "Terms of the training data | mit", "a \\| b"),
+        *(
+            f'pz.create_model("hf-hub:{NAME}", pretrained=True)',
+            f'pz.verify("hf-hub:{NAME}")',
+            "| red | 127.5 | 127.5 |",
+        ),
+        *(
+            "0.02 m",
+            "| mIoU | 0.25 |",
+            "preview.png",
+            "arXiv:2310.08586",
+            "Terms of the training data | mit",
+            "a \\| b",
+        ),
     ):
         assert text in card.text
     hub.put(NAME, {"README.md": b"# Mine"})
@@ -335,8 +349,6 @@ def test_a_new_process_with_an_empty_cache_gives_the_same_numbers(hub: LoopbackH
         f"pz.create_renderer('hf-hub:{NAME}', pretrained=True)\n"
         "torch.save(model(reference_points(model.pretrained_cfg)), sys.argv[2])"
     )
-    import os
-
     env = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
     out = tmp_path / "out.pt"
     command = [sys.executable, "-c", code, str(Path(zoo_dummies.__file__).parent), str(out)]
