@@ -1,0 +1,52 @@
+"""Blocks of sparse networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..sparse import SparseTensor, SubMConv3d
+from .norms import Prompt
+
+NormLayer = Callable[[int], nn.Module]  # number of features -> BatchNorm or PromptDrivenNorm
+
+
+def apply_norm(norm: nn.Module, x: SparseTensor, prompt: Prompt | None) -> Tensor:
+    """Normalized features (N, C): with the batch's prompt where there is one."""
+    return norm(x.feat) if prompt is None else norm(x.feat, prompt, x.batch)
+
+
+class ConvNorm(nn.Module):
+    """A convolution, its norm and a ReLU. Arguments after `x` go to the convolution."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+
+    def forward(self, x: SparseTensor, *args: SparseTensor, prompt: Prompt | None = None) -> SparseTensor:
+        out = self.conv(x, *args)
+        return out.with_feat(apply_norm(self.norm, out, prompt).relu_())
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3x3 submanifold convolutions with norms, and a shortcut: linear with a norm where the width changes."""
+
+    def __init__(self, in_chans: int, out_chans: int, *, norm_layer: NormLayer, backend: str = "auto") -> None:
+        super().__init__()
+        self.conv1 = SubMConv3d(in_chans, out_chans, backend=backend)
+        self.norm1 = norm_layer(out_chans)
+        self.conv2 = SubMConv3d(out_chans, out_chans, backend=backend)
+        self.norm2 = norm_layer(out_chans)
+        self.shortcut = nn.Linear(in_chans, out_chans, bias=False) if in_chans != out_chans else nn.Identity()
+        self.shortcut_norm = norm_layer(out_chans) if in_chans != out_chans else None
+
+    def forward(self, x: SparseTensor, prompt: Prompt | None = None) -> SparseTensor:
+        """(N, in) -> (N, out) on the same voxels."""
+        shortcut = x.with_feat(self.shortcut(x.feat))
+        if self.shortcut_norm is not None:
+            shortcut = shortcut.with_feat(apply_norm(self.shortcut_norm, shortcut, prompt))
+        out = self.conv1(x)
+        out = self.conv2(out.with_feat(apply_norm(self.norm1, out, prompt).relu_()))
+        return out.with_feat(apply_norm(self.norm2, out, prompt).add_(shortcut.feat).relu_())

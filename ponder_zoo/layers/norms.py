@@ -1,0 +1,164 @@
+"""Batch norms over points: plain, and prompt-driven (statistics per data set, scale and shift from its context)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_keep_statistics: ContextVar[bool] = ContextVar("keep_statistics", default=False)
+
+
+@contextmanager
+def keep_statistics() -> Iterator[None]:
+    """Inside, norms in train mode leave their running statistics alone.
+
+    Activation checkpointing runs a segment twice; without this the second pass would count every batch again.
+    """
+    token = _keep_statistics.set(True)
+    try:
+        yield
+    finally:
+        _keep_statistics.reset(token)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch norm over the rows of (N, C), in float32 whatever the input's precision.
+
+    A batch of one row has no variance: it is normalized with the running statistics and leaves them as they are.
+    `eps` and `momentum` are the official sparse U-Net's. `synchronize_norms` takes the statistics over all processes.
+    """
+
+    synchronized = False
+
+    def __init__(self, num_features: int, *, affine: bool = True, eps: float = 1e-3, momentum: float = 0.01) -> None:
+        super().__init__(num_features, eps=eps, momentum=momentum, affine=affine)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C) -> (N, C)."""
+        return self.normalize(input, self.weight, self.bias)
+
+    def normalize(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """Normalize with this norm's statistics and the given scale and shift (C,)."""
+        dtype = torch.promote_types(feat.dtype, torch.float32)
+        if self.reduces:
+            return self._normalize_synchronized(feat.to(dtype), weight, bias).to(feat.dtype)
+        training = self.training and len(feat) > 1
+        update = training and not _keep_statistics.get()
+        if update:
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        momentum = self.momentum if update else 0.0
+        out = F.batch_norm(
+            feat.to(dtype), self.running_mean, self.running_var, weight, bias, training, momentum or 0.0, self.eps
+        )
+        return out.to(feat.dtype)
+
+    @property
+    def reduces(self) -> bool:
+        """Whether the next forward pass exchanges statistics, so that all processes must take part in it."""
+        return self.training and self.synchronized and dist.is_initialized() and dist.get_world_size() > 1
+
+    def _normalize_synchronized(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """The same with statistics of the rows of all processes; this one may have none."""
+        from torch.distributed.nn.functional import all_reduce
+
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        total = all_reduce(torch.cat([feat.sum(0), feat.new_full((1,), len(feat))]))  # (C + 1,) sums and the count
+        count = total[-1].detach()
+        mean = total[:-1] / count.clamp(min=1.0)
+        centred = feat - mean
+        var = all_reduce(centred.square().sum(0)) / count.clamp(min=1.0)
+        if not _keep_statistics.get():
+            with torch.no_grad():
+                rate = self.momentum * (count > 1).to(mean.dtype)
+                self.running_mean.lerp_(mean, rate)
+                self.running_var.lerp_(var * count / (count - 1.0).clamp(min=1.0), rate)
+                self.num_batches_tracked.add_((count > 1).long())  # type: ignore[union-attr]
+        scale = (var + self.eps).rsqrt()
+        scale = scale if weight is None else scale * weight
+        return centred * scale if bias is None else torch.addcmul(bias, centred, scale)
+
+
+def synchronize_norms(model: nn.Module, enable: bool = True) -> nn.Module:
+    """Make every BatchNorm of `model` use the statistics of all processes' rows while training, on any device.
+
+    torch's SyncBatchNorm does this on GPUs only, and knows nothing of conditions that only some processes have.
+    """
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.synchronized = enable
+    return model
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """The conditions (data sets) of a batch, and the context vector of each. G conditions occur in it."""
+
+    conditions: tuple[int, ...]  # G positions in the model's list of conditions
+    context: Tensor  # (G, D)
+    scene_group: Tensor | None = None  # (B,) int64, position in `conditions` of each scene; None where G = 1
+    _rows: dict[Tensor, list[Tensor]] = field(default_factory=dict, repr=False)
+
+    def rows(self, batch: Tensor) -> list[Tensor] | None:
+        """Rows that each condition has, given the scene of each row (N,); None where all rows have the only one."""
+        if self.scene_group is None:
+            return None
+        if batch not in self._rows:  # tensors are compared by identity here: one entry per resolution
+            group = self.scene_group[batch]
+            self._rows[batch] = [(group == g).nonzero()[:, 0] for g in range(len(self.conditions))]
+        return self._rows[batch]
+
+
+class PromptDrivenNorm(nn.Module):
+    """Norm of Point Prompt Training (arXiv:2308.09718): a BatchNorm per condition, scale and shift from a context.
+
+    y = norm(x) * (1 + scale) + shift, where (shift, scale) = Linear(SiLU(context)); shift comes first.
+    """
+
+    def __init__(self, num_features: int, *, num_conditions: int, context_dim: int, affine: bool = True) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(BatchNorm(num_features, affine=affine) for _ in range(num_conditions))
+        self.modulation = nn.Linear(context_dim, 2 * num_features)
+
+    def forward(self, feat: Tensor, prompt: Prompt, batch: Tensor) -> Tensor:
+        """(N, C) features of the scenes `batch` (N,) -> (N, C)."""
+        shift, scale = self._modulation(prompt.context)  # (G, C) each
+        rows = prompt.rows(batch)
+        if rows is None and not self._norm(0).reduces:
+            return self._apply_norm(prompt.conditions[0], feat, shift[0], scale[0])
+        if rows is None:
+            rows = [torch.arange(len(feat), device=feat.device)]
+        groups = {condition: group for group, condition in enumerate(prompt.conditions)}
+        out = torch.zeros_like(feat)
+        for condition in range(len(self.norms)):
+            group = groups.get(condition)
+            index = rows[group] if group is not None else rows[0][:0]
+            if len(index) == 0 and not self._norm(condition).reduces:
+                continue  # otherwise another process may have rows of this condition and wait for this one
+            place = 0 if group is None else group  # no row reads the context of an absent condition
+            part = self._apply_norm(condition, feat.index_select(0, index), shift[place], scale[place])
+            out = out.index_copy(0, index, part)
+        return out
+
+    def _norm(self, condition: int) -> BatchNorm:
+        return cast(BatchNorm, self.norms[condition])
+
+    def _modulation(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(context.device.type, enabled=False):
+            shift, scale = self.modulation(F.silu(context)).chunk(2, dim=-1)
+        return shift, scale
+
+    def _apply_norm(self, condition: int, feat: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        # The norm's own scale and shift are folded with the context's: two passes over (N, C) less.
+        norm = self._norm(condition)
+        weight = 1.0 + scale
+        if norm.affine:
+            weight, shift = norm.weight * weight, norm.bias * weight + shift
+        return norm.normalize(feat, weight, shift)

@@ -1,0 +1,123 @@
+"""Which input row each kernel offset reads for each output row, for the three kinds of sparse convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .voxels import REACH, Voxels, coarsen
+
+KERNEL_SIZES = tuple(2 * reach + 1 for reach in range(1, REACH + 1))  # of submanifold convolutions
+
+
+@dataclass(eq=False)
+class KernelMap:
+    """Neighbour table of one convolution: offset k of output row j reads input row `table[k, j]`; -1 means no voxel.
+
+    Offsets are row-major over (kx, ky, kz), z fastest, the order of a weight (out, kx, ky, kz, in). No input row
+    occurs twice in a row of the table, so the transposed convolution (the gradient's) has a table of the same pairs.
+    """
+
+    table: Tensor  # (K, N_out) int32
+    num_in: int
+    transpose: KernelMap | None = None  # None: it is this map with its offsets in reverse order (submanifold)
+    cache: dict[str, object] = field(default_factory=dict, repr=False)  # what a backend derives from the table
+
+    @property
+    def kernel_volume(self) -> int:
+        return self.table.shape[0]
+
+    @property
+    def num_out(self) -> int:
+        return self.table.shape[1]
+
+    @property
+    def reads_itself(self) -> bool:
+        """Whether the middle offset of output row j reads input row j, for all rows."""
+        return self.transpose is None
+
+    def transposed(self) -> tuple[KernelMap, range]:
+        """The map of the transposed convolution, and the offset of this map that each of its offsets is."""
+        offsets = range(self.kernel_volume)
+        return (self, offsets[::-1]) if self.transpose is None else (self.transpose, offsets)
+
+
+def submanifold_map(voxels: Voxels, kernel_size: int) -> KernelMap:
+    """Map of a submanifold convolution (output voxels = input voxels) of size 3 or 5; built once per resolution.
+
+    A network with both sizes at one resolution should ask for 5 first: the 27 rows of size 3 are taken from its 125.
+    """
+    if kernel_size not in KERNEL_SIZES:
+        raise ValueError(
+            f"Submanifold convolutions have kernel_size in {KERNEL_SIZES}, got {kernel_size}. "
+            "Use torch.nn.Linear on the features for size 1, and DownConv3d for size 2."
+        )
+    return voxels.cached(("submanifold", kernel_size), lambda: KernelMap(_neighbours(voxels, kernel_size), len(voxels)))
+
+
+def _neighbours(voxels: Voxels, kernel_size: int) -> Tensor:
+    larger = voxels.cache.get(("submanifold", 5))
+    if kernel_size == 3 and isinstance(larger, KernelMap):
+        inner = torch.arange(125, device=voxels.device).view(5, 5, 5)[1:4, 1:4, 1:4].flatten()
+        return larger.table.index_select(0, inner)
+    return _search_neighbours(voxels, kernel_size // 2)
+
+
+def _search_neighbours(voxels: Voxels, reach: int) -> Tensor:
+    """(K, N) table by binary search in the sorted keys.
+
+    The neighbours of a voxel along z follow each other in the sorted keys, so one search per (x, y) column finds the
+    lowest and the others are found by stepping. Offsets come in mirrored pairs: half of the columns give all pairs.
+    Measured 2026-10 on 2 CPU cores, 100 000 voxels of a room: 19 ms for 27 offsets, 71 ms for 125.
+    """
+    key, layout, size = voxels.key, voxels.layout, 2 * reach + 1
+    table = torch.full((size**3, len(key)), -1, dtype=torch.int32, device=key.device)
+    table[size**3 // 2] = torch.arange(len(key), dtype=torch.int32, device=key.device)
+    # One row past the end for searches that end there; no neighbour's key reaches the largest integer.
+    padded = torch.cat([key, key.new_full((1,), torch.iinfo(key.dtype).max)])
+    middle = size**2 // 2
+    for column in range(middle + 1):
+        dx, dy = column // size - reach, column % size - reach
+        row = torch.searchsorted(key, key + layout.step(dx, dy, -reach), out_int32=True)
+        for dz in range(-reach, reach + 1 if column < middle else 0):
+            found = padded.index_select(0, row) == key + layout.step(dx, dy, dz)
+            target = found.nonzero()[:, 0]
+            source = row.index_select(0, target)
+            offset = column * size + dz + reach
+            table[offset].index_copy_(0, target, source)
+            table[-1 - offset].index_copy_(0, source.long(), target.int())
+            row += found
+    return table
+
+
+@dataclass(frozen=True, eq=False)
+class Coarsening:
+    """The step from voxels to voxels of twice the size: the maps of the strided convolution and of its inverse."""
+
+    fine: Voxels
+    coarse: Voxels
+    parent: Tensor  # (N_fine,) int64, row of the coarse voxel that contains each voxel
+    down: KernelMap  # (8, N_coarse)
+    up: KernelMap  # (8, N_fine), the transpose of `down`
+
+
+def coarsening(voxels: Voxels) -> Coarsening:
+    """Voxels of twice the size and the maps of kernel size 2, stride 2; built once per resolution."""
+    return voxels.cached("coarsening", lambda: _coarsening(voxels))
+
+
+def _coarsening(fine: Voxels) -> Coarsening:
+    coarse, parent = coarsen(fine)
+    x, y, z = (fine.grid_coord & 1).long().unbind(-1)  # the low bit is the remainder for negative numbers too
+    offset = (x * 2 + y) * 2 + z  # (N_fine,)
+    rows = torch.arange(len(fine), device=fine.device)
+    children = torch.full((8 * len(coarse),), -1, dtype=torch.int32, device=fine.device)
+    children[offset * len(coarse) + parent] = rows.int()
+    parents = torch.full((8 * len(fine),), -1, dtype=torch.int32, device=fine.device)
+    parents[offset * len(fine) + rows] = parent.int()
+    down = KernelMap(children.view(8, -1), num_in=len(fine))
+    up = KernelMap(parents.view(8, -1), num_in=len(coarse), transpose=down)
+    down.transpose = up
+    return Coarsening(fine, coarse, parent, down, up)
