@@ -1,5 +1,6 @@
 """Everything with a name and weights. Importing this registers all built-in names."""
 
+from . import sparse_unet as sparse_unet
 from ._builder import build_model as build_model
 from ._builder import build_renderer as build_renderer
 from ._config import PointCfg as PointCfg

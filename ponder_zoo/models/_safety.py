@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 _logger = logging.getLogger(__name__)
 
@@ -137,10 +138,26 @@ def check_size(build: Callable[[], nn.Module], limit: int, source: str) -> None:
         ValueError: as soon as the limit is passed, however much more the config asks for.
     """
     try:
-        with _counting(limit, source), torch.device("meta"):
+        with _counting(limit, source), torch.device("meta"), _NoInitialization():
             build()
     except NotImplementedError as error:  # a constructor that reads values of its own tensors
         _logger.warning("The size that %s asks for could not be checked before building it (%s).", source, error)
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Leaves tensors without values as they are. The first random call on the meta device would import for 3 seconds."""
+
+    RANDOM = frozenset(f"{name}_" for name in ("normal", "uniform", "trunc_normal", "random", "bernoulli", "orthogonal")) | {
+        f"{how}_{what}_" for how in ("kaiming", "xavier") for what in ("uniform", "normal")
+    }
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in self.RANDOM:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -86,6 +87,8 @@ class SparseUNet(nn.Module):
         context_dim: width of a condition's context vector.
         affine: whether the norms have a learned scale and shift of their own.
         zero_init: start prompt-driven norms without influence of the context.
+        append_one: whether the stem reads a column of ones beside the given ones. Adapting weights to other columns sets
+            it where dropped columns are not zero at their fill value: in a sparse convolution that is no bias.
         backend: of the sparse convolutions: "auto", "torch" or "spconv".
 
     Example:
@@ -94,6 +97,8 @@ class SparseUNet(nn.Module):
         >>> model(points).shape
         torch.Size([50, 5])
     """
+
+    stem_weight_name = "stem.conv.weight"  # what reads the feature columns, input channels last
 
     def __init__(
         self,
@@ -110,6 +115,7 @@ class SparseUNet(nn.Module):
         context_dim: int = 256,
         affine: bool = True,
         zero_init: bool = False,
+        append_one: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -121,6 +127,7 @@ class SparseUNet(nn.Module):
         self.norm = norm
         self.conditions = tuple(conditions) if norm == "prompt" else ()
         self.condition = condition
+        self.append_one = append_one
         self.grad_checkpointing = False
 
         norm_layer: NormLayer = partial(BatchNorm, affine=affine)
@@ -130,7 +137,7 @@ class SparseUNet(nn.Module):
                 PromptDrivenNorm, num_conditions=len(conditions), context_dim=context_dim, affine=affine
             )
         layers: dict[str, Any] = {"norm_layer": norm_layer, "backend": backend}
-        stem = SubMConv3d(in_chans, stem_channels, kernel_size=5, backend=backend)
+        stem = SubMConv3d(in_chans + append_one, stem_channels, kernel_size=5, backend=backend)
         self.stem = ConvNorm(stem, norm_layer(stem_channels))
         widths = [stem_channels, *channels[:NUM_STAGES]]  # of the resolutions, fine to coarse
         self.enc = nn.ModuleList(EncoderStage(widths[i], widths[i + 1], depths[i], **layers) for i in range(NUM_STAGES))
@@ -233,6 +240,8 @@ class SparseUNet(nn.Module):
         if grid_coord is None:
             grid_coord = _grid_coord(points.coord, batch, points.batch_size, self.grid_size)
         x, row = SparseTensor.from_points(points.feat, grid_coord, batch, points.batch_size)
+        if self.append_one:
+            x = x.with_feat(F.pad(x.feat, (0, 1), value=1.0))
         return x, row, prompt
 
     def _prompt(self, points: PointBatch) -> Prompt | None:

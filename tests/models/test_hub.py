@@ -312,7 +312,7 @@ def test_the_card_is_read_by_the_hub_and_an_edited_one_is_kept(hub: LoopbackHub,
 
 
 def test_verify_replays_the_reference_and_notices_other_weights(hub: LoopbackHub, tmp_path: Path) -> None:
-    push(hub)
+    push(hub, reference=True)
     args = {"endpoint": hub.endpoint, "cache_dir": tmp_path}
     report = pz.verify(f"hf-hub:{NAME}", **args)
     assert report.passed and report.error < 1e-6 and "agrees" in str(report)
