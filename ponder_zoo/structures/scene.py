@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from .base import TensorStruct
 from .points import PointBatch
 from .rays import RayBundle, RayTargets
@@ -16,6 +18,9 @@ class SceneInput(TensorStruct):
 
     points: PointBatch
     grid: VolumeGrid
+    metres_per_unit: Tensor | None = (
+        None  # (B,) set where coordinates, grid and rays are in unit-cube frames; else metres
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from .base import TensorStruct
@@ -25,16 +26,16 @@ class VolumeGrid(TensorStruct):
     @property
     def cell_size(self) -> Tensor:
         """(B, 3) metres."""
-        return (self.bounds[:, 1] - self.bounds[:, 0]) / self.bounds.new_tensor(self.shape)
+        extent = self.bounds[:, 1] - self.bounds[:, 0]
+        # Axis by axis, because a tensor of the shape would be a copy to the device, which waits for it.
+        return torch.stack([side / cells for side, cells in zip(extent.unbind(-1), self.shape, strict=True)], -1)
 
     def flat_index(self, coord: Tensor, batch: Tensor) -> Tensor:
         """Row of each point's cell in a (B * Z * Y * X) table; points outside get the spare row B * Z * Y * X: (N,)."""
         X, Y, Z = self.shape
-        cell = ((coord - self.bounds[batch, 0]) / self.cell_size[batch]).floor().long()  # (N, 3)
-        inside = ((cell >= 0) & (cell < cell.new_tensor(self.shape))).all(-1)
-        x, y, z = cell.unbind(-1)
-        index = ((batch * Z + z) * Y + y) * X + x
-        return index.where(inside, index.new_tensor(len(self.bounds) * X * Y * Z))
+        x, y, z = ((coord - self.bounds[batch, 0]) / self.cell_size[batch]).floor().long().unbind(-1)
+        inside = (x >= 0) & (x < X) & (y >= 0) & (y < Y) & (z >= 0) & (z < Z)
+        return torch.where(inside, ((batch * Z + z) * Y + y) * X + x, len(self.bounds) * X * Y * Z)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,372 @@
+"""Augmentations of scenes: `transform(scene, rng) -> scene`, with the official parameters as defaults.
+
+Geometric transforms move points, normals, cameras and depth together, so what the images show still lies where the
+points are; the two exceptions (RandomJitter, ElasticDistortion) say so. Global colour changes apply to points and
+images alike. Every transform draws from the generator it is given and returns a new Scene; none changes its input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from ponder_zoo.ops.grid_sample import GridCells, grid_cells, sample_fragments
+
+from .motion import move_scene, take_points
+from .scene import Scene
+
+Transform = Callable[[Scene, Generator], Scene]
+Axis = Literal["x", "y", "z"]
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Apply transforms one after another.
+
+    Example:
+        >>> scene = Scene("room", coord=np.random.default_rng(0).random((100, 3), dtype=np.float32))
+        >>> transform = Compose([CenterShift(), GridSample(grid_size=0.1)])
+        >>> transform(scene, np.random.default_rng(0)).grid_coord.shape[1]
+        3
+    """
+
+    transforms: Sequence[Transform]
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        for transform in self.transforms:
+            scene = transform(scene, rng)
+        return scene
+
+
+# ---- geometry: points, normals, cameras and depth together
+
+
+@dataclass(frozen=True)
+class CenterShift:
+    """Move the centre of the bounding box to x = y = 0 and, with `z`, the lowest point to z = 0."""
+
+    z: bool = True
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        low, high = scene.coord.min(0), scene.coord.max(0)
+        centre = (low.astype(np.float64) + high) / 2
+        return move_scene(scene, translation=(-centre[0], -centre[1], -float(low[2]) if self.z else 0.0))
+
+
+@dataclass(frozen=True)
+class RandomRotate:
+    """With probability `p`, rotate about an axis by an angle (radians) drawn from a range.
+
+    The axis goes through `center` (metres), or through the centre of the bounding box where that is None.
+    """
+
+    axis: Axis = "z"
+    angle: tuple[float, float] = (-math.pi, math.pi)
+    center: tuple[float, float, float] | None = None
+    p: float = 0.5
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        if rng.random() >= self.p:
+            return scene
+        matrix = axis_rotation(self.axis, rng.uniform(*self.angle))
+        centre = (scene.coord.min(0) + scene.coord.max(0)) / 2.0 if self.center is None else np.array(self.center)
+        return move_scene(scene, matrix, translation=centre - matrix @ centre)
+
+
+def axis_rotation(axis: Axis, angle: float) -> NDArray[np.float64]:
+    """Right-handed rotation about a coordinate axis by `angle` radians: (3, 3)."""
+    i = "xyz".index(axis)
+    j, k = (i + 1) % 3, (i + 2) % 3
+    matrix = np.eye(3)
+    matrix[[j, k], [j, k]] = math.cos(angle)
+    matrix[k, j], matrix[j, k] = math.sin(angle), -math.sin(angle)
+    return matrix
+
+
+@dataclass(frozen=True)
+class RandomScale:
+    """Scale everything, depth images included, by one factor about the origin."""
+
+    scale: tuple[float, float] = (0.9, 1.1)
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        return move_scene(scene, scale=float(rng.uniform(*self.scale)))
+
+
+@dataclass(frozen=True)
+class RandomFlip:
+    """With probability `p` for each axis, mirror the scene in x, in y. Images stay; cameras get mirrored axes."""
+
+    p: float = 0.5
+    axes: tuple[Axis, ...] = ("x", "y")
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        flips = rng.random(len(self.axes)) < self.p
+        if not flips.any():
+            return scene
+        sign = np.ones(3)
+        sign[["xyz".index(axis) for axis, flip in zip(self.axes, flips, strict=True) if flip]] = -1.0
+        return move_scene(scene, np.diag(sign))
+
+
+# ---- geometry: points only
+
+
+@dataclass(frozen=True)
+class RandomJitter:
+    """Add clipped Gaussian noise (metres) to each point. Views do not move: it stands for sensor noise."""
+
+    sigma: float = 0.005
+    clip: float = 0.02
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        noise = rng.standard_normal(scene.coord.shape, dtype=np.float32) * self.sigma
+        return replace(scene, coord=scene.coord + noise.clip(-self.clip, self.clip))
+
+
+@dataclass(frozen=True)
+class ElasticDistortion:
+    """With probability `p`, displace points by smooth random fields of given (granularity, magnitude), in metres.
+
+    Acts on points only (normals and views stay): for segmentation, not for rendering, where images would no longer
+    agree with the points. Introduced for sparse convolutions by SparseConvNet (arXiv:1711.10275).
+    """
+
+    fields: tuple[tuple[float, float], ...] = ((0.2, 0.4), (0.8, 1.6))
+    p: float = 0.95
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        if rng.random() >= self.p:
+            return scene
+        coord = scene.coord
+        for granularity, magnitude in self.fields:
+            coord = coord + _smooth_noise(coord, granularity, rng) * np.float32(magnitude)
+        return replace(scene, coord=coord)
+
+
+def _smooth_noise(coord: NDArray[Any], granularity: float, rng: Generator) -> NDArray[np.float32]:
+    """Gaussian noise on a grid of spacing `granularity`, blurred twice along each axis, looked up linearly: (N, 3)."""
+    low = coord.min(0) - granularity
+    size = ((coord - low).max(0) // granularity).astype(np.int64) + 3
+    noise = rng.standard_normal((*size, 3), dtype=np.float32)
+    for axis in (0, 1, 2) * 2:
+        padded = np.pad(noise, [(1, 1) if a == axis else (0, 0) for a in range(4)])
+        noise = sum(np.take(padded, np.arange(k, k + size[axis]), axis) for k in range(3)) / np.float32(3)
+    position = (coord - low) / granularity
+    cell = position.astype(np.int64)  # positive, and at most size - 2
+    fraction = (position - cell).astype(np.float32)
+    out = np.zeros(coord.shape, dtype=np.float32)
+    for corner in np.ndindex(2, 2, 2):
+        weight = np.where(corner, fraction, 1 - fraction).prod(1, keepdims=True)
+        out += weight * noise[tuple((cell + corner).T)]
+    return out
+
+
+# ---- colour
+
+
+@dataclass(frozen=True)
+class ChromaticAutoContrast:
+    """With probability `p`, blend the colours with their stretch to the full range; points and images alike.
+
+    `blend` is the weight of the stretched colours; None draws it uniformly from [0, 1].
+    """
+
+    p: float = 0.2
+    blend: float | None = None
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        if scene.color is None or rng.random() >= self.p:
+            return scene
+        blend = rng.random() if self.blend is None else self.blend
+        low, high = scene.color.min(0), scene.color.max(0)
+        gain = 255.0 / np.maximum(high - low, 1e-3)
+        return _map_color(scene, lambda color: (1 - blend) * color + blend * (color - low) * gain)
+
+
+@dataclass(frozen=True)
+class ChromaticTranslation:
+    """With probability `p`, add one random colour of at most `ratio` of the full range; points and images alike."""
+
+    p: float = 0.95
+    ratio: float = 0.05
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        if scene.color is None or rng.random() >= self.p:
+            return scene
+        shift = (rng.random(3) - 0.5) * 255 * 2 * self.ratio
+        return _map_color(scene, lambda color: color + shift)
+
+
+@dataclass(frozen=True)
+class ChromaticJitter:
+    """With probability `p`, add noise of `std` of the full range to the colour of each point (not of images)."""
+
+    p: float = 0.95
+    std: float = 0.05
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        if scene.color is None or rng.random() >= self.p:
+            return scene
+        noise = rng.standard_normal(scene.color.shape, dtype=np.float32) * (self.std * 255)
+        return replace(scene, color=(scene.color + noise).clip(0, 255).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class NormalizeColor:
+    """Map the points' colours from [0, 255] to [-1, 1]. Images keep theirs.
+
+    `data.features.feature_matrix` does this itself; use this transform only for code that reads `scene.color` directly.
+    """
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        return scene if scene.color is None else replace(scene, color=(scene.color / 127.5 - 1.0).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class ColumnDrop:
+    """With probability `p`, forget a whole column ("color" or "normal"), so that a model learns to do without."""
+
+    column: Literal["color", "normal"]
+    p: float = 0.2
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        return replace(scene, **{self.column: None}) if rng.random() < self.p else scene
+
+
+def _map_color(scene: Scene, function: Callable[[NDArray[Any]], NDArray[Any]]) -> Scene:
+    assert scene.color is not None
+    views = scene.views
+    if views is not None:
+        table = function(np.repeat(np.arange(256.0)[:, None], 3, axis=1)).clip(0, 255).round().astype(np.uint8)
+        views = replace(views, color=np.stack([table[views.color[..., c], c] for c in range(3)], axis=-1))
+    return replace(scene, color=function(scene.color).clip(0, 255).astype(np.float32), views=views)
+
+
+# ---- choice of points
+
+
+@dataclass(frozen=True)
+class RandomDropout:
+    """With probability `p`, drop a share `ratio` of the points. At least one point stays."""
+
+    ratio: float = 0.2
+    p: float = 0.2
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        if rng.random() >= self.p:
+            return scene
+        keep = max(1, int(len(scene) * (1 - self.ratio)))
+        return take_points(scene, np.sort(rng.choice(len(scene), keep, replace=False, shuffle=False)))
+
+
+@dataclass(frozen=True)
+class ShufflePoint:
+    """Put the points in random order."""
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        return take_points(scene, rng.permutation(len(scene)))
+
+
+@dataclass(frozen=True)
+class SphereCrop:
+    """Keep the `max_points` (or share `ratio`) nearest to a random point, or to the middle of the box (`center`).
+
+    Smaller clouds pass unchanged. `inverse` is dropped in any case, so that batches are uniform.
+    """
+
+    max_points: int = 100_000
+    ratio: float | None = None
+    center: Literal["random", "middle"] = "random"
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        scene = replace(scene, inverse=None)
+        limit = self.max_points if self.ratio is None else max(1, int(len(scene) * self.ratio))
+        if len(scene) <= limit:
+            return scene
+        coord = scene.coord
+        middle = coord[rng.integers(len(coord))] if self.center == "random" else (coord.min(0) + coord.max(0)) / 2
+        distance = ((coord - middle) ** 2).sum(1)
+        return take_points(scene, np.sort(np.argpartition(distance, limit - 1)[:limit]))
+
+
+@dataclass(frozen=True)
+class GridSample:
+    """Keep one point per cell of `grid_size` metres; sets `grid_coord` (from zero) and `inverse` (paper Eq. 1).
+
+    `pick="random"` draws uniformly among the points of each cell; `"first"` takes the first, for evaluation.
+    """
+
+    grid_size: float = 0.02
+    pick: Literal["random", "first"] = "random"
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        cells = _cells(scene, self.grid_size)
+        count = cells.count.numpy()
+        number = rng.integers(0, count) if self.pick == "random" else np.zeros_like(count)
+        return _one_per_cell(scene, cells, cells.pick(torch.from_numpy(number)).numpy())
+
+
+def grid_fragments(scene: Scene, grid_size: float = 0.02) -> list[tuple[Scene, NDArray[np.int64]]]:
+    """Split a scene into grid-sampled scenes that together hold every point, each with the rows it took (K,).
+
+    The official test protocol: average predictions over the fragments onto the original points.
+    """
+    cells = _cells(scene, grid_size)
+    return [(_one_per_cell(scene, cells, rows), rows) for rows in sample_fragments(cells).numpy()]
+
+
+def _cells(scene: Scene, grid_size: float) -> GridCells:
+    try:
+        # "W" copies read-only (memory-mapped) coordinates, which torch does not take
+        return grid_cells(torch.from_numpy(np.require(scene.coord, requirements=["C", "W"])), grid_size)
+    except ValueError as error:
+        raise ValueError(f"Scene {scene.name!r}: {error}") from error
+
+
+def _one_per_cell(scene: Scene, cells: GridCells, rows: NDArray[np.int64]) -> Scene:
+    sampled = take_points(replace(scene, inverse=None, grid_coord=None), rows)
+    return replace(sampled, grid_coord=cells.grid_coord.numpy(), inverse=cells.inverse.numpy())
+
+
+# ---- presets
+
+
+def pretrain_transforms(grid_size: float = 0.02, *, dropout: float = 0.8, augment: bool = True) -> Compose:
+    """The official pre-training pipeline; nothing here changes colours, which are targets.
+
+    With `augment=False` (for validation): centring and the first point of each cell only.
+    """
+    if not augment:
+        return Compose((CenterShift(), GridSample(grid_size, pick="first"), CenterShift(z=False)))
+    return Compose((CenterShift(), RandomDropout(dropout, p=1.0), *_motions(), *_sample(grid_size)))
+
+
+def segmentation_train_transforms(grid_size: float = 0.02, *, max_points: int = 100_000) -> Compose:
+    """The official fine-tuning pipeline for semantic segmentation."""
+    colors = (ChromaticAutoContrast(), ChromaticTranslation(), ChromaticJitter())
+    crop = SphereCrop(max_points)
+    noise = (RandomJitter(), ElasticDistortion())
+    return Compose((CenterShift(), RandomDropout(), *_motions(), *noise, *colors, *_sample(grid_size, crop)))
+
+
+def segmentation_test_transforms(grid_size: float = 0.02) -> Compose:
+    """Centring and the first point of each cell; `inverse` maps predictions to all points. Draws nothing."""
+    return Compose((CenterShift(), GridSample(grid_size, pick="first"), CenterShift(z=False)))
+
+
+def _motions() -> tuple[Transform, ...]:
+    tilt = (-math.pi / 64, math.pi / 64)
+    turn = RandomRotate("z", center=(0.0, 0.0, 0.0))
+    return (turn, RandomRotate("x", tilt), RandomRotate("y", tilt), RandomScale(), RandomFlip())
+
+
+def _sample(grid_size: float, *crop: Transform) -> tuple[Transform, ...]:
+    return (GridSample(grid_size), *crop, CenterShift(z=False), ShufflePoint())

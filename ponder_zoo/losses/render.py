@@ -1,0 +1,159 @@
+"""Losses of pre-training by rendering: paper Eq. 8 and the regularizers of the official code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..structures import RayBundle, RayTargets, RenderOutput
+
+
+@dataclass(frozen=True)
+class RenderLossWeights:
+    """How much each term counts, and what the terms need to know. A weight of zero switches a term off.
+
+    The defaults are `.metres()`: the official weights, with a truncation in metres.
+    """
+
+    rgb: float = 10.0
+    depth: float = 1.0
+    free_space: float = 1.0
+    sdf: float = 10.0
+    eikonal: float = 0.01
+    normal: float = 0.0
+    semantic: float = 0.0
+    truncation: float = 0.1  # half-width of the band around the observed depth where the sdf is supervised, metres
+    rays: Literal["valid", "all"] = "valid"  # which rays count in rgb and eikonal; official: all, misses included
+    semantic_rule: Literal["classes", "rays"] = "classes"  # against the class table; official: against the other rays
+    temperature: float = 0.01  # of the semantic logits
+
+    @classmethod
+    def metres(cls) -> Self:
+        """The default: official weights, lengths in metres, only rays that cross the volume count."""
+        return cls()
+
+    @classmethod
+    def paper(cls) -> Self:
+        """Eq. 8 with the indoor weights of Sec. 4.2.2: colour 1.0 and depth 0.1, nothing else."""
+        return cls(rgb=1.0, depth=0.1, free_space=0.0, sdf=0.0, eikonal=0.0)
+
+    @classmethod
+    def official(cls) -> Self:
+        """The official indoor configuration. Its lengths are cube units: rescale the scenes to the unit cube."""
+        return cls(truncation=0.05, rays="all", semantic=0.1, semantic_rule="rays")
+
+
+def render_loss(
+    output: RenderOutput,
+    targets: RayTargets,
+    rays: RayBundle,
+    weights: RenderLossWeights,
+    *,
+    class_embeddings: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """All terms, each a float32 scalar already multiplied by its weight: sum them. No wait for the device.
+
+    Terms that need a depth count the valid rays with `targets.depth > 0`. `normal` and `semantic` appear where they
+    have a weight and both the output and the targets have them.
+
+    Args:
+        output: what the renderer returned for `rays`.
+        targets: what was observed along them.
+        rays: tells which rays are padding.
+        weights: see `RenderLossWeights`.
+        class_embeddings: (K, D) one row per class, for rendered semantic features (paper Eq. 9: text embeddings of the
+            class names). None: `output.semantic` holds the K logits themselves.
+    """
+    with torch.autocast(output.rgb.device.type, enabled=False):
+        counted = rays.valid if weights.rays == "valid" else torch.ones_like(rays.valid)  # (B, R)
+        seen = counted & (targets.depth > 0)  # (B, R)
+        terms = {
+            "rgb": lambda: _mean((_full(output.rgb) - targets.rgb).abs(), counted[..., None]),
+            "depth": lambda: _mean((_full(output.depth) - targets.depth).abs(), seen),
+            "free_space": lambda: free_space_loss(output, targets, seen, weights.truncation),
+            "sdf": lambda: sdf_loss(output, targets, seen, weights.truncation),
+            "eikonal": lambda: eikonal_loss(_full(output.field.gradient), counted),
+        }
+        if weights.normal > 0.0 and targets.normal is not None:
+            terms["normal"] = lambda: normal_loss(_full(output.normal), targets.normal, counted)
+        if weights.semantic > 0.0 and targets.segment is not None and output.semantic is not None:
+            terms["semantic"] = lambda: semantic_loss(output, targets, counted, weights, class_embeddings)
+        zero = output.rgb.new_zeros((), dtype=torch.float32)
+        return {
+            name: getattr(weights, name) * term() if getattr(weights, name) != 0.0 else zero
+            for name, term in terms.items()
+        }
+
+
+def free_space_loss(output: RenderOutput, targets: RayTargets, seen: Tensor, truncation: float) -> Tensor:
+    """In front of the observed surface, further than the truncation from it, the sdf is at least the truncation."""
+    t, sdf = output.samples.t_starts, _full(output.field.sdf)  # (B, R, S)
+    free = seen[..., None] & (t < targets.depth[..., None] - truncation)
+    return _mean((truncation - sdf).clamp(min=0.0), free)
+
+
+def sdf_loss(output: RenderOutput, targets: RayTargets, seen: Tensor, truncation: float) -> Tensor:
+    """Near the observed surface the sdf is the remaining distance along the ray."""
+    t, sdf = output.samples.t_starts, _full(output.field.sdf)  # (B, R, S)
+    remaining = targets.depth[..., None] - t
+    return _mean((sdf - remaining).abs(), seen[..., None] & (remaining.abs() <= truncation))
+
+
+def eikonal_loss(gradient: Tensor, counted: Tensor) -> Tensor:
+    """An sdf has a gradient of length one: (B, R, S, 3), (B, R) -> scalar."""
+    length = (gradient.square().sum(-1) + 1e-12).sqrt()  # a plain norm has no derivative at zero
+    return _mean((length - 1.0).square(), counted[..., None])
+
+
+def normal_loss(normal: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+    """One minus the cosine, for a fully opaque ray: (B, R, 3); a zero target is unknown."""
+    known = counted & (target.square().sum(-1) > 0)
+    return _mean(1.0 - (normal * target).sum(-1), known)
+
+
+def semantic_loss(
+    output: RenderOutput,
+    targets: RayTargets,
+    counted: Tensor,
+    weights: RenderLossWeights,
+    class_embeddings: Tensor | None,
+) -> Tensor:
+    """Cross-entropy of the rendered semantics; rays without label (-1) do not count.
+
+    "classes": over the K classes. "rays" (official): over the embeddings of all rays of the batch, where other rays of
+    the same class are negatives; its matrix is rays x rays, and only rays with a depth count.
+    """
+    segment = targets.segment.flatten()  # (B R,)
+    predicted = _full(output.semantic).flatten(0, 1)  # (B R, D)
+    known = counted.flatten() & (segment >= 0)
+    if class_embeddings is not None:
+        table = class_embeddings.float()
+        predicted = F.normalize(predicted, dim=-1) / weights.temperature
+        if weights.semantic_rule == "rays":
+            known = known & (targets.depth.flatten() > 0)
+            rows = table[segment.clamp(min=0)] * (segment >= 0)[:, None]
+            log_probability = (predicted @ rows.T).log_softmax(-1).diagonal()
+            return _mean(-log_probability, known)
+        predicted = predicted @ table.T
+    elif weights.semantic_rule == "rays":
+        raise ValueError(
+            'semantic_rule="rays" compares embeddings, but render_loss got class_embeddings=None. '
+            'Pass the table of class embeddings (K, D), or use semantic_rule="classes".'
+        )
+    log_probability = predicted.log_softmax(-1).gather(-1, segment.clamp(min=0)[:, None])[:, 0]
+    return _mean(-log_probability, known)
+
+
+def _full(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _mean(value: Tensor, counted: Tensor) -> Tensor:
+    """Mean over the entries that count, 0 if there are none; entries that do not may hold anything, NaN included."""
+    counted = counted.expand_as(value)
+    total = torch.where(counted, value, torch.zeros_like(value)).sum()
+    return total / counted.sum().clamp(min=1)

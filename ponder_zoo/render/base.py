@@ -1,0 +1,73 @@
+"""What the three renderers share: sample, query the field, turn its answers into opacities, composite."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..structures import FeatureVolume, FieldOutput, RayBundle, RaySamples, RenderOutput
+from .compositing import composite, render_weights
+from .field import AbstractField, Volumes
+from .sampling import as_if_normalised
+
+
+class AbstractSurfaceRenderer(nn.Module, abc.ABC):
+    """(RayBundle, FeatureVolume) -> RenderOutput. Knows nothing of encoders: that is what makes it detachable.
+
+    Final classes set `field` next to their own parameters. In training mode samples are stratified; `generator` is the
+    source of that randomness (None: torch's default generator, which a recipe seeds). In eval mode the output is
+    a function of the inputs. Rays with `valid` False are transparent and pass no gradient on, whatever they hold.
+    """
+
+    field: AbstractField
+    generator: torch.Generator | None
+    sampler_frame: Literal["metres", "official"]  # official: the importance sampler's lookup is not normalised
+    depth_at: Literal["start", "middle"]  # where in its interval `alpha` puts the opacity
+
+    @abc.abstractmethod
+    def sample(self, rays: RayBundle, volume: Volumes) -> RaySamples:
+        """Choose S intervals along each ray. Not differentiable."""
+
+    @abc.abstractmethod
+    def alpha(self, samples: RaySamples, field: FieldOutput) -> Tensor:
+        """Opacity of each interval: (B, R, S) in [0, 1]."""
+
+    def forward(self, rays: RayBundle, volume: Volumes) -> RenderOutput:
+        """Render rays; a tuple of volumes holds several resolutions of the same scenes."""
+        with torch.autocast(rays.origins.device.type, enabled=False):
+            rays = _without_padding(rays)
+            with torch.no_grad():
+                samples = self.sample(rays, volume)
+            return self.render_samples(samples, rays.valid, volume)
+
+    def render_samples(self, samples: RaySamples, valid: Tensor, volume: Volumes) -> RenderOutput:
+        """Render from given samples; `valid` (B, R) as in a RayBundle."""
+        with torch.autocast(samples.origins.device.type, enabled=False):
+            field = self.field(samples.positions, samples.directions, volume)
+            alpha = self.alpha(samples, field)
+            alpha = alpha.where(valid[..., None], torch.zeros_like(alpha))
+            t = samples.t_starts
+            if self.depth_at == "middle":
+                t = 0.5 * (t + samples.t_ends)
+            return composite(samples, field, render_weights(alpha), t=t)
+
+    def _sdf_along(self, rays: RayBundle, t: Tensor, volume: Volumes) -> Tensor:
+        """What the sampler takes for the sdf at distances t (B, R, S) along the rays: (B, R, S)."""
+        positions = rays.origins[:, :, None] + t[..., None] * rays.directions[:, :, None]
+        if self.sampler_frame == "official":
+            positions = as_if_normalised(positions, volume if isinstance(volume, FeatureVolume) else volume[0])
+        return self.field.sdf(positions, volume)
+
+
+def _without_padding(rays: RayBundle) -> RayBundle:
+    """Rays whose invalid entries are zero, so that nothing in them (NaN included) reaches a sum or a gradient."""
+    values = {
+        name: value.masked_fill(~(rays.valid if value.ndim == 2 else rays.valid[..., None]), 0.0)
+        for name in ("origins", "directions", "near", "far")
+        for value in (getattr(rays, name),)
+    }
+    return dataclasses.replace(rays, **values)

@@ -1,0 +1,50 @@
+"""From opacities along rays to images (paper Eq. 6). Always float32 or better, also under autocast."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..structures import FieldOutput, RaySamples, RenderOutput
+from .field import unit_vector
+
+
+def render_weights(alpha: Tensor) -> Tensor:
+    """w_i = T_i a_i with T_i = prod_{j<i} (1 - a_j): (..., S) -> (..., S). Paper Eq. 6.
+
+    The product is taken in the logarithm: the backward pass of `torch.cumprod` waits for the device to look for zeros.
+    An opacity above 1 - 1e-7 counts as that, so that rays behind an opaque sample keep finite gradients.
+    """
+    alpha = alpha.float() if alpha.dtype in (torch.bfloat16, torch.float16) else alpha
+    alpha = alpha.clamp(0.0, 1.0 - 1e-7)
+    log_transmittance = torch.log1p(-alpha).cumsum(-1)
+    return alpha * F.pad(log_transmittance[..., :-1], (1, 0)).exp()
+
+
+def composite(samples: RaySamples, field: FieldOutput, weights: Tensor, *, t: Tensor) -> RenderOutput:
+    """Weighted sums along each ray; the background is black.
+
+    Args:
+        samples: intervals the field was queried at.
+        field: (B, R, S, ...) what it answered.
+        weights: (B, R, S).
+        t: (B, R, S) metres, where along its interval each weight sits.
+    """
+    with torch.autocast(weights.device.type, enabled=False):
+        opacity = weights.sum(-1)
+        normal = unit_vector(field.gradient)
+        return RenderOutput(
+            rgb=_sum(weights, field.rgb),
+            depth=(weights * t).sum(-1) / (opacity + 1e-10),
+            normal=_sum(weights, normal),
+            opacity=opacity.clamp(max=1.0),  # the sum of the weights is at most 1 up to rounding
+            weights=weights,
+            samples=samples,
+            field=field,
+            semantic=None if field.semantic is None else _sum(weights, field.semantic),
+        )
+
+
+def _sum(weights: Tensor, values: Tensor) -> Tensor:
+    return (weights[..., None, :] @ values.to(weights.dtype))[..., 0, :]  # (B, R, S), (B, R, S, D) -> (B, R, D)

@@ -1,0 +1,99 @@
+"""Points to volumes: average the features that fall in each cell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.rows import scatter_rows
+from ..structures import FeatureVolume, PointBatch, VolumeGrid
+
+
+def densify(points: PointBatch, grid: VolumeGrid) -> FeatureVolume:
+    """Average the features that fall in each cell; empty cells are zero (Sec. 3.1).
+
+    Points outside the grid are left out: a scene with no point inside gives a volume of zeros (the data layer rejects
+    such scenes; a check here would synchronize). Differentiable in `feat`, not in `coord`; sums in float32 or better.
+
+    Example:
+        >>> points = PointBatch.from_list([{"coord": torch.rand(5, 3), "feat": torch.ones(5, 6)}])
+        >>> grid = VolumeGrid(torch.tensor([[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]]), (1, 2, 4))
+        >>> densify(points, grid).feat.shape
+        torch.Size([1, 6, 4, 2, 1])
+    """
+    _check_scenes(points, grid)
+    index = grid.flat_index(points.coord, points.batch)  # (N,); outside the grid -> one past the last row
+    X, Y, Z = grid.shape
+    rows = average_rows(points.feat, index, points.batch_size * Z * Y * X)
+    return FeatureVolume(rows.view(-1, Z, Y, X, rows.shape[1]).movedim(-1, 1), grid)  # channels_last_3d in memory
+
+
+def average_rows(feat: Tensor, index: Tensor, num_rows: int) -> Tensor:
+    """Mean of the (N, C) features of each row of a table, zero where there are none: (num_rows, C).
+
+    Features whose `index` (N,) is `num_rows` or more belong to no row.
+    """
+    feat = feat.to(torch.promote_types(feat.dtype, torch.float32))
+    inside = (index < num_rows).to(feat.dtype)
+    index = index.clamp(max=num_rows - 1)
+    count = feat.new_zeros(num_rows).index_add_(0, index, inside)
+    # The mean is one weighted sum: no count channel, no division over all cells, and its backward is a gather.
+    weight = inside / count[index].clamp(min=1.0)
+    return scatter_rows(index[:, None], weight[:, None], feat, num_rows)
+
+
+def densify_official(
+    points: PointBatch, grid: VolumeGrid, metres_per_unit: Tensor, *, grid_size: float = 0.02
+) -> FeatureVolume:
+    """Average features with the cell rule of the official code (`ponder_indoor_base.py`, `to_dense`).
+
+    Coordinates are first rounded down to multiples of `grid_size`, then R = floor(L / grid_size) + 2 such steps are
+    spread over the cells of each axis, L being the longest side of the scene: with `grid.shape` (128, 128, 32), the 32
+    cells of z span L metres too. A scene with R smaller than every side of the grid is pooled at R^3 and interpolated.
+    Only for the numbers of released checkpoints. One scene at a time, and R is read on the host: this synchronizes.
+
+    Args:
+        points: coordinates in unit-cube frames (see `data.unit_cube`).
+        grid: the cubes, one per scene.
+        metres_per_unit: (B,) L in metres.
+        grid_size: metres, the rounding step.
+    """
+    _check_scenes(points, grid)
+    corner, scale = grid.bounds[:, 0], metres_per_unit.to(points.coord)  # (B, 3), (B,)
+    batch = points.batch
+    step = ((points.coord - corner[batch]) * scale[batch, None] / grid_size).floor()  # (N, 3)
+    volumes = []
+    for b, steps in enumerate(((scale / grid_size).floor() + 2.0).tolist()):
+        # R differs between scenes, and with it the shape of what is interpolated: hence the loop.
+        shape = grid.shape if steps >= min(grid.shape) else (int(steps),) * 3
+        X, Y, Z = shape
+        cell = (step / (steps / step.new_tensor(shape))).floor().long()
+        x, y, z = cell.clamp(min=0).minimum(cell.new_tensor(shape) - 1).unbind(-1)
+        index = ((z * Y + y) * X + x).masked_fill(batch != b, Z * Y * X)
+        feat = average_rows(points.feat, index, Z * Y * X).view(1, Z, Y, X, -1).movedim(-1, 1)
+        if shape != grid.shape:
+            feat = F.interpolate(feat, grid.shape[::-1], mode="trilinear", align_corners=False)
+        volumes.append(feat)
+    return FeatureVolume(torch.cat(volumes), grid)
+
+
+def official_lookup_grid(grid: VolumeGrid, *, padding: float = 0.1) -> VolumeGrid:
+    """Where the official code looks the cells up: the cube grown by 1 + padding + 0.001, values at the corners.
+
+    The volume is filled on the cube itself, so features are read from a place up to 4.6 % of the cube beside where they
+    were written; `docs/differences.md` has the measured effect. Only for released checkpoints.
+    """
+    lower, upper = grid.bounds.unbind(1)
+    centre, half = (lower + upper) / 2, (upper - lower) / 2 * (1.0 + padding + 1e-3)
+    return replace(grid, bounds=torch.stack([centre - half, centre + half], 1), align="corners")
+
+
+def _check_scenes(points: PointBatch, grid: VolumeGrid) -> None:
+    if len(grid.bounds) != points.batch_size:
+        raise ValueError(
+            f"Expected one box per scene; got grid.bounds {tuple(grid.bounds.shape)} for {points.batch_size} scenes. "
+            "Build the grid from the same list of scenes as the points."
+        )

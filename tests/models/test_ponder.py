@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ponder_zoo.data.official import official_rays
+from ponder_zoo.data.scene import Scene, Views
+from ponder_zoo.data.unit_cube import to_unit_cube
+from ponder_zoo.losses.render import RenderLossWeights, render_loss
+from ponder_zoo.models.ponder import Ponder, checkpoint_filter_fn
+from ponder_zoo.models.sparse_unet import SparseUNet
+from ponder_zoo.render import NeuS
+from ponder_zoo.structures import PointBatch, RayBundle, RayTargets, RenderOutput, SceneInput, VolumeGrid
+from ponder_zoo.volume import BlockMask, PointVolumeEncoder, UNet3D
+
+
+def official_ponder(config: dict[str, Any]) -> Ponder:
+    """Our model of an official PonderIndoor configuration."""
+    backbone, projection, renderer = config["backbone"], config["projection"], config["renderer"]
+    field, sampler = renderer["field"], renderer["sampler"]
+    encoder = SparseUNet(
+        backbone["in_channels"],
+        channels=backbone["channels"],
+        depths=backbone["layers"],
+        stem_channels=backbone["base_channels"],
+        norm="prompt",
+        conditions=backbone["conditions"],
+        context_dim=backbone["context_channels"],
+        affine=backbone["norm_affine"],
+    )
+    width = projection["f_maps"]
+    unet = UNet3D(projection["in_channels"], projection["out_channels"], channels=[width * 2**i for i in range(4)])
+    neus = NeuS(
+        projection["out_channels"],
+        hidden_dim=field["sdf_decoder"]["hidden_size"],
+        geo_dim=field["sdf_decoder"]["out_dim"] - 1,
+        num_blocks=field["sdf_decoder"]["n_blocks"],
+        semantic_dim=field["semantic_decoder"]["out_dim"],
+        share_volume=field["share_volume"],
+        rgb_normal="gradient",
+        frame="official",
+        num_samples=sampler["num_samples"],
+        num_importance=sampler["num_samples_importance"],
+        num_upsample_steps=sampler["num_upsample_steps"],
+        importance_sharpness=64.0,
+        alpha_rule="official",
+        sampler_frame="official",
+    )
+    return Ponder(PointVolumeEncoder(encoder, unet, cells="official", grid_size=config["grid_size"]), neus)
+
+
+@dataclass
+class Case:
+    tensors: dict[str, Tensor]
+    info: dict[str, Any]
+    model: Ponder
+    scene: SceneInput
+    rays: RayBundle
+    targets: RayTargets
+    class_embeddings: Tensor
+
+    def losses(self, output: RenderOutput) -> dict[str, Tensor]:
+        weights = RenderLossWeights.official()
+        return render_loss(output, self.targets, self.rays, weights, class_embeddings=self.class_embeddings)
+
+
+@pytest.fixture(scope="module")
+def case(shared_dir: Path) -> Case:
+    data = load_file(shared_dir / "parity/g_ponder_forward.safetensors")
+    info = json.loads((shared_dir / "parity/g_ponder_forward.json").read_text())
+    config = info["config"]
+    model = official_ponder(config)
+    state = {key.removeprefix("state."): value for key, value in data.items() if key.startswith("state.")}
+    model.load_state_dict(checkpoint_filter_fn(state, model))  # strict
+    cubes, pairs = [], []
+    starts = [0, *data["in.offset"].tolist()]
+    for b in range(2):
+        views = Views(
+            color=(data["in.rgb"][b] * 255.0).numpy(),
+            depth=(data["in.depth"][b] * data["in.depth_scale"][b]).numpy(),
+            intrinsics=data["in.intrinsic"][b].numpy(),
+            cam_to_world=torch.linalg.inv(data["in.extrinsic"][b].double()).numpy(),
+            segment=data["in.semantic"][b].numpy(),
+        )
+        cubes.append(to_unit_cube(Scene(f"{b}", data["in.coord"][starts[b] : starts[b + 1]].numpy(), views=views)))
+        pairs.append(official_rays(cubes[-1][0].views, rays_per_view=config["ray_nsample"]))
+    points = PointBatch(
+        torch.cat([torch.as_tensor(scene.coord) for scene, _ in cubes]),
+        data["in.feat"],
+        data["in.offset"],
+        grid_coord=data["in.grid_coord"].int(),
+        condition=info["condition"],
+    )
+    bounds = torch.stack([torch.as_tensor(cube.bounds) for _, cube in cubes])
+    size = torch.tensor([cube.metres_per_unit for _, cube in cubes])
+    rays, targets = zip(*pairs, strict=True)
+    valid = config["valid_index"][config["conditions"].index(info["condition"])]
+    return Case(
+        data,
+        info,
+        model,
+        SceneInput(points, VolumeGrid(bounds, tuple(config["grid_shape"])), size),
+        concatenate(RayBundle, rays),
+        concatenate(RayTargets, targets),
+        data["state.class_embedding"][valid],
+    )
+
+
+def concatenate(kind: type, items: tuple) -> Any:
+    names = [name for name, value in vars(items[0]).items() if value is not None]
+    return kind(**{name: torch.cat([getattr(item, name) for item in items]) for name in names})
+
+
+def assert_near(ours: Tensor, official: Tensor, limit: float, name: str) -> None:
+    error = (ours - official).abs().max() / official.abs().max()
+    assert error <= limit, f"{name}: {float(error):.1e} > {limit:.0e}"
+
+
+def test_the_whole_forward_pass_its_losses_and_gradients_match_the_official_code(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = case.model.train()
+    # The vectors were made without stratification, which training mode has here and there.
+    monkeypatch.setattr(model.renderer, "training", False)
+    output = model(case.scene, case.rays)
+    losses = case.losses(output)
+    for name, value in losses.items():
+        assert_near(value, case.tensors[f"train.{name}_loss"][0], 1e-4, name)
+    total = torch.stack(list(losses.values())).sum()
+    assert_near(total, case.tensors["train.loss"][0], 1e-4, "total")
+    total.backward()
+    official = {k.removeprefix("grad.state."): v for k, v in case.tensors.items() if k.startswith("grad.state.")}
+    assert len(official) == 9
+    parameters = dict(model.named_parameters())
+    for name, value in checkpoint_filter_fn(official, model).items():
+        assert_near(parameters[name].grad, value, 2e-3, name)
+
+
+def test_the_features_of_the_encoder_match_in_training_mode(case: Case) -> None:
+    feat = case.model.train().encoder.forward_features(case.scene.points).feat
+    assert_near(feat, case.tensors["train.sparse_backbone_feat"], 2e-5, "features")
+
+
+def small_ponder(mask: BlockMask | None = None) -> Ponder:
+    encoder = SparseUNet(4, channels=(6,) * 8, depths=(1,) * 8, stem_channels=6)
+    return Ponder(
+        PointVolumeEncoder(encoder, UNet3D(6, 8, channels=(8, 8)), mask=mask), NeuS(8, num_samples=8, num_importance=4)
+    )
+
+
+def small_batch() -> tuple[SceneInput, RayBundle]:
+    coord = torch.rand(120, 3)
+    points = PointBatch(coord, torch.rand(120, 4), torch.tensor([70, 120]), (coord / 0.1).int())
+    rays = RayBundle(
+        torch.rand(2, 5, 3),
+        torch.nn.functional.normalize(torch.randn(2, 5, 3), dim=-1),
+        torch.zeros(2, 5),
+        torch.ones(2, 5),
+        torch.ones(2, 5, dtype=torch.bool),
+    )
+    return SceneInput(points, VolumeGrid(torch.tensor([[[0.0] * 3, [1.0] * 3]]).expand(2, 2, 3), (8, 8, 4))), rays
+
+
+def test_rendering_trains_every_parameter() -> None:
+    model = small_ponder(BlockMask(4, block=2))
+    output = model(*small_batch())
+    assert output.rgb.shape == (2, 5, 3) and output.depth.shape == (2, 5)
+    (output.rgb.sum() + output.depth.sum() + output.field.gradient.square().sum()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    assert all("position" in name for name in without), without  # the position inputs are off by default
+
+
+def test_scenes_of_a_batch_do_not_see_each_other() -> None:
+    model = small_ponder().eval()
+    scene, rays = small_batch()
+    together = model(scene, rays)
+    alone = SceneInput(scene.points.split()[0], VolumeGrid(scene.grid.bounds[:1], scene.grid.shape))
+    first = model(alone, RayBundle(**{name: value[:1] for name, value in vars(rays).items()}))
+    torch.testing.assert_close(first.rgb[0], together.rgb[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(first.depth[0], together.depth[0], atol=1e-4, rtol=1e-4)
+
+
+def test_the_encoder_detaches() -> None:
+    model = small_ponder()
+    assert model.encoder is model.volume_encoder.encoder
+    other = SparseUNet(4, channels=(6,) * 8, depths=(1,) * 8, stem_channels=6)
+    other.load_state_dict(model.encoder.state_dict())
+
+
+def test_keys_of_another_model_are_an_error_and_our_own_pass() -> None:
+    model = small_ponder(BlockMask(4))
+    assert checkpoint_filter_fn(model.state_dict(), model).keys() == model.state_dict().keys()
+    with pytest.raises(ValueError, match=r"such as 'seg_head.weight'"):
+        checkpoint_filter_fn({"seg_head.weight": torch.zeros(1)}, model)
+
+
+def test_the_mask_token_and_wrapper_prefixes_are_translated(case: Case) -> None:
+    state = {f"module.{k.removeprefix('state.')}": v for k, v in case.tensors.items() if k.startswith("state.")}
+    state["module.mtoken"] = torch.full((1, 6), 3.0)
+    assert case.model.volume_encoder.mask is None
+    ours = checkpoint_filter_fn(state, case.model)
+    assert (ours.pop("volume_encoder.mask.token") == 3.0).all()
+    assert ours.keys() == case.model.state_dict().keys()
