@@ -1,5 +1,6 @@
 """Everything with a name and weights. Importing this registers all built-in names."""
 
+from . import renderers as renderers
 from . import sparse_unet as sparse_unet
 from ._builder import build_model as build_model
 from ._builder import build_renderer as build_renderer

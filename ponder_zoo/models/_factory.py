@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -168,6 +168,7 @@ def create_pretrainer(
     unet_channels: Sequence[int] | None = None,
     mask_ratio: float | None = None,
     mask_block: int | None = None,
+    cells: Literal["metric", "official"] | None = None,
     encoder_args: Mapping[str, Any] | None = None,
     renderer_args: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
@@ -186,6 +187,7 @@ def create_pretrainer(
         unet_channels: widths of the dense U-Net's levels; default (32, 64, 128, 256) (official).
         mask_ratio: share of blocks of voxels whose features a learnable token replaces; default 0, none.
         mask_block: edge of those blocks in voxels; default 8.
+        cells: rule by which points fill the volume; default "metric". "official" is for released checkpoints.
         encoder_args: for `create_model`.
         renderer_args: for `create_renderer`.
         cache_dir: as for `create_model`, like `endpoint` and `token`.
@@ -205,12 +207,14 @@ def create_pretrainer(
         "unet_channels": unet_channels,
         "mask_ratio": mask_ratio,
         "mask_block": mask_block,
+        "cells": cells,
     }
     parts: dict[str, Any] = {
         "volume_channels": 128,
         "unet_channels": (32, 64, 128, 256),
         "mask_ratio": 0.0,
         "mask_block": 8,
+        "cells": "metric",
     }
     access = {"cache_dir": cache_dir, "endpoint": endpoint, "token": token}
     source = ModelSource.parse(encoder, **access) if isinstance(encoder, str) else None
@@ -238,7 +242,9 @@ def create_pretrainer(
         mask = None
         if parts["mask_ratio"] > 0:
             mask = BlockMask(encoder.in_chans, ratio=parts["mask_ratio"], block=parts["mask_block"])  # type: ignore[arg-type]
-        return Ponder(PointVolumeEncoder(encoder, unet, mask=mask), around)
+        grid_size = getattr(encoder, "grid_size", 0.02)
+        volume_encoder = PointVolumeEncoder(encoder, unet, mask=mask, cells=parts["cells"], grid_size=grid_size)
+        return Ponder(volume_encoder, around)
 
     if source is not None:
         check_size(build, parameter_limit(None if path is None else safetensors_shapes(path)), f"{source}")

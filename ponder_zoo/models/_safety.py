@@ -147,9 +147,9 @@ def check_size(build: Callable[[], nn.Module], limit: int, source: str) -> None:
 class _NoInitialization(TorchFunctionMode):
     """Leaves tensors without values as they are. The first random call on the meta device would import for 3 seconds."""
 
-    RANDOM = frozenset(f"{name}_" for name in ("normal", "uniform", "trunc_normal", "random", "bernoulli", "orthogonal")) | {
-        f"{how}_{what}_" for how in ("kaiming", "xavier") for what in ("uniform", "normal")
-    }
+    RANDOM = frozenset(
+        f"{name}_" for name in ("normal", "uniform", "trunc_normal", "random", "bernoulli", "orthogonal")
+    ) | {f"{how}_{what}_" for how in ("kaiming", "xavier") for what in ("uniform", "normal")}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

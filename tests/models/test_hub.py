@@ -352,7 +352,7 @@ def test_a_new_process_with_an_empty_cache_gives_the_same_numbers(hub: LoopbackH
     env = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
     out = tmp_path / "out.pt"
     command = [sys.executable, "-c", code, str(Path(zoo_dummies.__file__).parent), str(out)]
-    subprocess.run(command, check=True, env=env, timeout=60)
+    subprocess.run(command, check=True, env=env, timeout=200)
     torch.testing.assert_close(torch.load(out), model(reference_points(model.pretrained_cfg)), rtol=0, atol=0)
 
 
