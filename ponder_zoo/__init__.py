@@ -3,6 +3,7 @@
 from .models import LoadReport as LoadReport
 from .models import PointCfg as PointCfg
 from .models import PretrainedCfg as PretrainedCfg
+from .models import convert as convert
 from .models import create_model as create_model
 from .models import create_pretrainer as create_pretrainer
 from .models import create_renderer as create_renderer

@@ -6,6 +6,8 @@ from ._builder import build_model as build_model
 from ._builder import build_renderer as build_renderer
 from ._config import PointCfg as PointCfg
 from ._config import PretrainedCfg as PretrainedCfg
+from ._convert import ConversionReport as ConversionReport
+from ._convert import convert as convert
 from ._factory import create_model as create_model
 from ._factory import create_pretrainer as create_pretrainer
 from ._factory import create_renderer as create_renderer

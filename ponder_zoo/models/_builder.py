@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ._columns import ColumnMap, map_columns
 from ._config import PointCfg, PretrainedCfg
 from ._download import HubRepo
-from ._pretrained import FilterFn, load_weights, read_weights
+from ._pretrained import FilterFn, load_weights, read_weights, write_tensors
 from ._registry import find_architecture
 
 _logger = logging.getLogger(__name__)
 
+_told: set[str] = set()  # terms of weights that were logged
 RUNTIME_ARGS = ("backend",)  # how to compute, not what: never written into config.json
 
 
@@ -96,6 +97,7 @@ def build_model(
         state_dict, source = _read_source(cfg, checkpoint_path, architecture, HubAccess(endpoint, token, cache_dir))
         model = model_cls(**args)
         load_pretrained(model, state_dict, source=source, filter_fn=checkpoint_filter_fn, columns=columns)
+        _tell_terms(cfg, source)
     else:
         model = model_cls(**args)
     label_names = cfg.label_names if args["num_classes"] == cfg.num_classes else ()
@@ -223,12 +225,34 @@ def _read_source(
         return read_weights(cfg.file), f"{hub}/{Path(cfg.file).name}" if hub else cfg.file
     if hub is not None:
         path, hub = hub.file(cfg.hf_hub_filename)
-        return read_weights(path), f"{hub}/{cfg.hf_hub_filename}"
+        return _read_converted(path, access), f"{hub}/{cfg.hf_hub_filename}"
     name = f"{architecture}.{cfg.tag}" if cfg.tag else architecture
     raise ValueError(
         f"pretrained=True, but '{name}' has no published weights. ponder_zoo.list_pretrained() lists the variants that "
         "have some; your own come from `local-dir:FOLDER` or checkpoint_path=FILE."
     )
+
+
+def _read_converted(path: Path, access: HubAccess) -> dict[str, Tensor]:
+    """Weights of a downloaded file; those of a foreign one are kept as safetensors under the digest of the original."""
+    digest = path.resolve().name
+    if path.suffix == ".safetensors" or len(digest) != 64:
+        return read_weights(path)
+    from huggingface_hub import constants
+
+    folder = Path(access.cache_dir if access.cache_dir is not None else constants.HF_HOME) / "ponder_zoo"
+    converted = folder / f"{digest}.safetensors"
+    if not converted.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(converted, read_weights(path))
+    return read_weights(converted)
+
+
+def _tell_terms(cfg: PretrainedCfg, source: str) -> None:
+    """Say once per process what using the weights is subject to."""
+    if cfg.training_data_license is not None and cfg.training_data_license not in _told:
+        _told.add(cfg.training_data_license)
+        _logger.warning("Terms of the training data of the weights from %s: %s", source, cfg.training_data_license)
 
 
 def _check_arguments(model_cls: type[nn.Module], architecture: str, args: Mapping[str, Any]) -> None:

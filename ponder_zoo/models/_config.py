@@ -81,6 +81,8 @@ class PretrainedCfg(_JsonConfig):
     num_classes: int = 0
     label_names: tuple[str, ...] = ()
     classifier: str = "head"  # prefix of the classifier's keys
+    # arguments of the architecture that this variant needs
+    model_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # provenance
     license: str | None = None
     description: str | None = None

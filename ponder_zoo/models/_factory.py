@@ -76,7 +76,6 @@ def create_model(
     if source is not None:
         config = read_config(source.file("config.json"))
         entry_point, _ = find_architecture(config["architecture"])
-        model_args = {**config["model_args"], **{k: v for k, v in model_args.items() if v is not None}}
         own_weights = pretrained and checkpoint_path is None and pretrained_cfg is None
         weights = source.file("model.safetensors") if own_weights else None
         pretrained_cfg = pretrained_cfg or cfg_from_config(config, source, weights)
@@ -86,6 +85,7 @@ def create_model(
         pretrained_cfg = pretrained_cfg or cfg
     if isinstance(pretrained_cfg, Mapping):
         pretrained_cfg = PretrainedCfg.from_dict(pretrained_cfg)
+    model_args = {**pretrained_cfg.model_args, **{k: v for k, v in model_args.items() if v is not None}}
     what = {
         "pretrained_cfg_overlay": pretrained_cfg_overlay,
         "in_chans": in_chans,

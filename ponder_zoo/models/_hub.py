@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..structures import PointBatch
@@ -18,11 +16,12 @@ from ..version import __version__
 from ._card import CARD_MARK, model_card
 from ._config import FORMAT_VERSION, PointCfg, PretrainedCfg
 from ._download import HubRepo, ModelSource, check_repo_id, explained
+from ._pretrained import write_atomic, write_tensors
 from ._reference import reference_pair
 from ._safety import read_json
 
 # no facts about the weights, or elsewhere in config.json
-SOURCE_FIELDS = ("file", "hf_hub_id", "hf_hub_revision", "hf_hub_filename", "point_cfg")
+SOURCE_FIELDS = ("file", "hf_hub_id", "hf_hub_revision", "hf_hub_filename", "point_cfg", "model_args")
 FILES = (
     "config.json",
     "model.safetensors",
@@ -151,9 +150,9 @@ def _save(
     write_tensors(directory / "model.safetensors", model.state_dict())
     if renderer is not None:
         write_tensors(directory / "renderer.safetensors", renderer_state_dict(renderer))
-    _write_atomic(directory / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_atomic(directory / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     if preview is not None:
-        _write_atomic(directory / "preview.png", Path(preview).read_bytes())
+        write_atomic(directory / "preview.png", Path(preview).read_bytes())
     if reference is not False:
         pair = reference_pair(model, None if reference is True else reference)
         if pair is not None:
@@ -161,7 +160,7 @@ def _save(
     card = directory / "README.md"
     if not card.exists() or CARD_MARK in card.read_text(encoding="utf-8"):
         files = {path.name for path in directory.iterdir()}
-        _write_atomic(card, model_card(config, metadata, files, repo_id).encode())
+        write_atomic(card, model_card(config, metadata, files, repo_id).encode())
     return directory
 
 
@@ -173,6 +172,8 @@ def model_config(model: nn.Module, renderer: nn.Module | None, metadata: Mapping
             f"{type(model).__name__} does not say how to build it again. Save models that come from create_model."
         )
     named = ("license", "training_data", "training_data_license", "description")
+    if not hasattr(model, "load_report"):  # untrained or trained from scratch: the config's facts are of other weights
+        cfg = dataclasses.replace(cfg, **dict.fromkeys((*named, "origin_url")))
     provenance = {key: metadata[key] for key in named if key in metadata}
     num_classes = int(model.num_classes)  # type: ignore[arg-type]
     label_names = cfg.label_names if len(cfg.label_names) == num_classes else ()
@@ -246,6 +247,7 @@ def cfg_from_config(config: Mapping[str, Any], source: ModelSource, weights: Pat
     return dataclasses.replace(
         PretrainedCfg.from_dict(fields),
         architecture=config["architecture"],
+        model_args=config["model_args"],
         file=None if weights is None else str(weights),
         hf_hub_id=None if source.repo is None else source.repo.repo_id,
         hf_hub_revision=None if source.repo is None else source.repo.commit,
@@ -260,26 +262,3 @@ def renderer_state_dict(renderer: nn.Module) -> dict[str, Tensor]:
         return {f"renderer.{key}": value for key, value in renderer.state_dict().items()}
     encoder_prefix = f"{next(name for name, module in renderer.named_modules() if module is encoder)}."
     return {key: value for key, value in renderer.state_dict().items() if not key.startswith(encoder_prefix)}
-
-
-def write_tensors(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; tensors that share memory are written apart."""
-    from safetensors.torch import save
-
-    tensors = {key: value.detach().to("cpu", copy=False).contiguous() for key, value in state_dict.items()}
-    shared = {key: value.clone() for key, value in tensors.items() if value.untyped_storage().nbytes() != value.nbytes}
-    with torch.no_grad():
-        _write_atomic(path, save({**tensors, **shared}, metadata={"format": "pt", **(metadata or {})}))
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    """Write aside, flush to disk, rename: a reader sees the old file or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

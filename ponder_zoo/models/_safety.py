@@ -145,7 +145,7 @@ def check_size(build: Callable[[], nn.Module], limit: int, source: str) -> None:
 
 
 class _NoInitialization(TorchFunctionMode):
-    """Leaves tensors without values as they are. The first random call on the meta device would import for 3 seconds."""
+    """Leaves tensors without values as they are. The first random call on the meta device imports for 3 seconds."""
 
     RANDOM = frozenset(
         f"{name}_" for name in ("normal", "uniform", "trunc_normal", "random", "bernoulli", "orthogonal")
