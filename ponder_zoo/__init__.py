@@ -14,6 +14,7 @@ from .models import list_pretrained as list_pretrained
 from .models import list_renderers as list_renderers
 from .models import push_to_hf_hub as push_to_hf_hub
 from .models import register_model as register_model
+from .models import register_model_deprecations as register_model_deprecations
 from .models import register_renderer as register_renderer
 from .models import save_for_hf as save_for_hf
 from .models import verify as verify

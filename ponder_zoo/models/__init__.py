@@ -23,4 +23,5 @@ from ._registry import list_models as list_models
 from ._registry import list_pretrained as list_pretrained
 from ._registry import list_renderers as list_renderers
 from ._registry import register_model as register_model
+from ._registry import register_model_deprecations as register_model_deprecations
 from ._registry import register_renderer as register_renderer

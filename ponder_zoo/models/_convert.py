@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ._config import COLOR_NORMAL
 from ._factory import create_model, create_pretrainer
-from ._hub import save_for_hf
+from ._hub import write_folder
 from ._official import CLASS_NAMES, CLASSES, CONDITIONS, LABELS, TERMS, URL, text_head
 from ._pretrained import load_weights, read_weights, strip_wrappers, write_tensors
 from .ponder import checkpoint_filter_fn as rename_ponder
@@ -92,9 +92,8 @@ def convert(
         load_weights(model, {k: v for k, v in full.state_dict().items() if not k.startswith("head.")}, source=str(path))
         extra = {k: v for k, v in full.state_dict().items() if k.startswith("head.")}
     ponder, left_out = _ponder(state, model) if layout == "pretrain" else (None, {})
-    facts = {"training_data": None, **_facts(path, condition, int(model.num_classes)), **(metadata or {})}
-    directory = save_for_hf(model, out_dir, renderer=ponder, metadata={k: v for k, v in facts.items() if v is not None})
-    write_tensors(directory / "model.safetensors", {**model.state_dict(), **extra})
+    facts = {**_facts(path, condition, int(model.num_classes)), **(metadata or {})}
+    directory = write_folder(model, out_dir, ponder, facts, extra=extra)
     others = {k: v for k, v in state.items() if layout == "pointgroup" and k.startswith(("bias_head.", "seg_head."))}
     if others:
         write_tensors(directory / "pointgroup.safetensors", others)

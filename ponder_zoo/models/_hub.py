@@ -65,7 +65,7 @@ def save_for_hf(
     Example:
         >>> save_for_hf(model, "export", renderer=ponder, metadata={"license": "mit", "metrics": {"mIoU": 0.5}})
     """
-    return _save(model, directory, renderer, metadata, reference, preview, repo_id=None)
+    return write_folder(model, directory, renderer, metadata, reference, preview)
 
 
 def push_to_hf_hub(
@@ -115,7 +115,7 @@ def push_to_hf_hub(
     repo = HubRepo(repo_id, revision, endpoint, token)
     api = HfApi(endpoint=endpoint, token=token, library_name="ponder_zoo", library_version=__version__)
     with tempfile.TemporaryDirectory() as folder:
-        _save(model, folder, renderer, metadata, reference, preview, repo_id=repo_id)
+        write_folder(model, folder, renderer, metadata, reference, preview, repo_id=repo_id)
         with explained(repo):
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None:
@@ -133,21 +133,23 @@ def push_to_hf_hub(
             return api.create_commit(repo_id, operations, commit_message=message, revision=revision).oid
 
 
-def _save(
+def write_folder(
     model: nn.Module,
     directory: str | Path,
     renderer: nn.Module | None,
     metadata: Mapping[str, Any] | None,
-    reference: PointBatch | bool,
-    preview: str | Path | None,
-    repo_id: str | None,
+    reference: PointBatch | bool = True,
+    preview: str | Path | None = None,
+    repo_id: str | None = None,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> Path:
+    """What `save_for_hf` and `push_to_hf_hub` do; `extra` tensors go to `model.safetensors` beside the model's own."""
     metadata = dict(metadata or {})
     config = model_config(model, renderer, metadata)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "reference.safetensors").unlink(missing_ok=True)  # of an earlier export: it fits other weights
-    write_tensors(directory / "model.safetensors", model.state_dict())
+    write_tensors(directory / "model.safetensors", {**model.state_dict(), **(extra or {})})
     if renderer is not None:
         write_tensors(directory / "renderer.safetensors", renderer_state_dict(renderer))
     write_atomic(directory / "config.json", (json.dumps(config, indent=2) + "\n").encode())
