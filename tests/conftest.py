@@ -25,6 +25,8 @@ os.environ |= {
 for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
     os.environ.pop(_name, None)
 
+torch.set_num_threads(1)  # tests have small tensors; threads that wait for each other cost more than they save
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

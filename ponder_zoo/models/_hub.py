@@ -22,6 +22,11 @@ from ._safety import read_json
 
 # no facts about the weights, or elsewhere in config.json
 SOURCE_FIELDS = ("file", "hf_hub_id", "hf_hub_revision", "hf_hub_filename", "point_cfg", "model_args")
+CALLERS_ARGS = {
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "checkpoint_filter_fn", "cache_dir"),
+    *("endpoint", "token", "column_proxies", "feature_columns", "in_chans", "num_classes", "features_only"),
+    *("out_indices", "backend"),
+}
 FILES = (
     "config.json",
     "model.safetensors",
@@ -229,6 +234,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
     missing = [key for key, kind in kinds.items() if not isinstance(config.get(key), kind)]
     if missing:
         raise ValueError(f"{path} lacks {missing}; it is not a ponder_zoo config. Export the model again.")
+    # What says where to load from, and how, is the caller's: a config with another `endpoint` would receive their token.
+    chosen = [name for name in config["model_args"] if name in CALLERS_ARGS]
+    if chosen:
+        raise ValueError(
+            f"{path} sets {chosen} in model_args, which only the caller may choose. Do not use this config."
+        )
     renderer = config.get("renderer", {"architecture": "", "model_args": {}})
     if (
         not isinstance(renderer, dict)

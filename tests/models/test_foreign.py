@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import json
 import os
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -241,6 +244,31 @@ def test_the_mini_checkpoint_of_the_official_layout_is_read(shared_dir: Path) ->
     assert read_checkpoint(path)["best_metric_value"] == -float("inf")
 
 
+@given(data=st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damage_anywhere_in_a_checkpoint_is_noticed_or_harmless(data: st.DataObject, tmp_path: Path) -> None:
+    state = {"weight": torch.arange(6.0).view(2, 3), "epoch": 3, "best": np.float64(0.5), "t": torch.ones(4)[1:3]}
+    torch.save(state, tmp_path / "model.pth")
+    content = bytearray((tmp_path / "model.pth").read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "model.pth").write_bytes(content)
+    with contextlib.suppress(ValueError):
+        read_checkpoint(tmp_path / "model.pth")
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damage_anywhere_in_a_safetensors_header_is_noticed_or_harmless(data: st.DataObject, tmp_path: Path) -> None:
+    save_file({"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(3)}, tmp_path / "model.safetensors")
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, 160))] = data.draw(st.integers(0, 255))
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with contextlib.suppress(ValueError):
+        read_safetensors(tmp_path / "model.safetensors")
+
+
 def header(entries: Any, data: bytes = b"", length: int | None = None) -> bytes:
     raw = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
     return struct.pack("<Q", len(raw) if length is None else length) + raw + data
@@ -352,6 +380,12 @@ class TestConfig:
         name = self.change(folder, lambda c: c.update({field: [1]}))
         with pytest.raises(ValueError, match=f"lacks \\['{field}'\\]|'renderer' without architecture"):
             pz.create_model(name, pretrained=True)
+
+    @pytest.mark.parametrize("name", ["endpoint", "token", "checkpoint_path", "pretrained_cfg_overlay", "backend"])
+    def test_a_config_cannot_choose_where_to_load_from(self, folder: Path, name: str) -> None:
+        path = self.change(folder, lambda c: c["model_args"].update({name: "http://elsewhere"}))
+        with pytest.raises(ValueError, match=rf"sets \['{name}'\] in model_args, which only the caller may choose"):
+            pz.create_model(path, pretrained=True)
 
     def test_names_of_architectures_are_looked_up_and_nothing_else(self, folder: Path) -> None:
         name = self.change(folder, lambda c: c.update(architecture="../../os.system"))

@@ -354,6 +354,12 @@ def test_a_new_process_with_an_empty_cache_gives_the_same_numbers(hub: LoopbackH
     command = [sys.executable, "-c", code, str(Path(zoo_dummies.__file__).parent), str(out)]
     subprocess.run(command, check=True, env=env, timeout=200)
     torch.testing.assert_close(torch.load(out), model(reference_points(model.pretrained_cfg)), rtol=0, atol=0)
+    copy = tmp_path / "copy"
+    hf = str(Path(sys.executable).parent / "hf")
+    subprocess.run(
+        [hf, "download", NAME, "--local-dir", str(copy)], check=True, env=env, timeout=200, capture_output=True
+    )
+    assert same_weights(pz.create_model(f"local-dir:{copy}", pretrained=True), model)
 
 
 def test_the_hub_client_itself_downloads_the_folder(hub: LoopbackHub, tmp_path: Path) -> None:
