@@ -1,5 +1,6 @@
 """ponder_zoo: 3D encoders pre-trained by differentiable rendering. Importing it costs torch and nothing else."""
 
+from .doctor import doctor as doctor
 from .models import LoadReport as LoadReport
 from .models import PointCfg as PointCfg
 from .models import PretrainedCfg as PretrainedCfg

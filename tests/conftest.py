@@ -30,6 +30,10 @@ torch.set_num_threads(1)  # tests have small tensors; threads that wait for each
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+# The tensors of tests are small: a second thread costs more than it gives, most of all on a busy machine.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder with parity vectors and small real samples, beside the repository."""

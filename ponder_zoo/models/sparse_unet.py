@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ..heads.text import TextAlignedHead
 from ..layers.blocks import ConvNorm, NormLayer, ResidualBlock
 from ..layers.norms import BatchNorm, Prompt, PromptDrivenNorm, keep_statistics
+from ..ops.grid_sample import grid_index
 from ..sparse import DownConv3d, SparseTensor, SubMConv3d, UpConv3d, average_rows, coarsening
 from ..structures import PointBatch
 from ._builder import build_model
@@ -263,7 +264,7 @@ class SparseUNet(nn.Module):
         batch = points.batch
         grid_coord = points.grid_coord
         if grid_coord is None:
-            grid_coord = _grid_coord(points.coord, batch, points.batch_size, self.grid_size)
+            grid_coord = grid_index(points.coord, self.grid_size, batch=batch)
         x, row = SparseTensor.from_points(points.feat, grid_coord, batch, points.batch_size)
         if self.append_one:
             x = x.with_feat(F.pad(x.feat, (0, 1), value=1.0))
@@ -311,7 +312,7 @@ class SparseUNet(nn.Module):
         """Layer groups for timm, in order: stem, each encoder stage, each decoder stage (coarse to fine), head."""
         index = "" if coarse else r"\.(\d+)"
         return {
-            "stem": r"^(stem|context)\.",
+            "stem": r"^(?:stem|context)\.",
             "enc": [(rf"^enc{index}", None)],
             "dec": [(rf"^dec{index}", None)],
             "head": r"^head\.",
@@ -356,14 +357,6 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
-
-
-def _grid_coord(coord: Tensor, batch: Tensor, batch_size: int, grid_size: float) -> Tensor:
-    """Cells of points (N, 3), counted from each scene's lowest one as GridSample does. Empty scenes are fine."""
-    cell = (coord.double() / grid_size).floor().long()
-    low = cell.new_zeros(batch_size + 1, 3)  # one more row for points beyond the last scene, which voxelize reports
-    low.scatter_reduce_(0, batch[:, None].expand(-1, 3), cell, "amin", include_self=False)
-    return cell - low[batch]
 
 
 def _stage_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:

@@ -8,8 +8,9 @@ import logging
 from functools import cache
 from typing import Literal, Protocol, cast
 
-import torch
+# Not `import torch`: in this package that name belongs to the backend.
 from torch import Tensor
+from torch import device as Device
 
 from ..kernel_map import Coarsening
 from ..voxels import Voxels
@@ -55,7 +56,7 @@ def has_spconv() -> bool:
     return importlib.util.find_spec("spconv") is not None
 
 
-def get_backend(name: str, device: torch.device) -> Backend:
+def get_backend(name: str, device: Device) -> Backend:
     """The module that implements backend `name` for tensors on `device`."""
     if name == "auto":
         name = _fastest(device.type)

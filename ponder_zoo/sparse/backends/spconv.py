@@ -6,6 +6,7 @@ of cells so that parents stay the same. Its rows of strided voxels have an order
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import Any
 
@@ -44,16 +45,24 @@ def up_conv(feat: Tensor, weight: Tensor, step: Coarsening) -> Tensor:
 
 
 @cache
+def _import() -> tuple[Any, Any]:
+    """Import spconv and its Native algorithm, without deprecation warnings: nobody here can act on them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import spconv.pytorch as spconv
+        from spconv.core import ConvAlgo
+    return spconv, ConvAlgo.Native
+
+
+@cache
 def _layer(kind: str, shape: torch.Size, device_type: str, key: str) -> nn.Module:
     """A spconv layer without memory for a weight of its own; the caller's is put in for each call."""
-    import spconv.pytorch as spconv
-    from spconv.core import ConvAlgo
-
+    spconv, native = _import()
     out_chans, size, _, _, in_chans = shape
     # The CPU has no implicit GEMM, and on a GPU spconv takes Native itself for the 125 offsets of size 5.
     options: dict[str, Any] = {"bias": False, "indice_key": key}
     if device_type == "cpu":
-        options["algo"] = ConvAlgo.Native
+        options["algo"] = native
     if kind == "SparseConv3d":
         options["stride"] = 2
     layer = getattr(spconv, kind)(in_chans, out_chans, size, **options)
@@ -68,8 +77,7 @@ def _run(layer: nn.Module, weight: Tensor, x: Any) -> Any:
 
 def _sites(voxels: Voxels) -> Any:
     """Voxels as spconv's tensor without features, which carries the pair lists from layer to layer."""
-    import spconv.pytorch as spconv
-
+    spconv, _ = _import()
     low = (voxels.origin >> 1 << 1)[voxels.batch]  # even
     index = torch.cat([voxels.batch[:, None].int(), voxels.grid_coord - low], dim=1).contiguous()
     # One cell for the shift to even numbers, and a margin as in the official code so that no window is cut off.

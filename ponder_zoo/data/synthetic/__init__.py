@@ -1,0 +1,8 @@
+"""Built-in indoor scenes: furnished rooms, posed RGB-D with a sensor model, exact labels, surfaces and distances."""
+
+from .classes import CLASSES as CLASSES
+from .classes import GENERATOR_VERSION as GENERATOR_VERSION
+from .dataset import SyntheticRooms as SyntheticRooms
+from .dataset import points_from_views as points_from_views
+from .layout import Room as Room
+from .layout import draw_room as draw_room

@@ -1,0 +1,204 @@
+"""The generator as a map-style dataset, with a cache on disk that several workers may share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+import zipfile
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..scene import Scene, Views
+from .classes import CLASSES, GENERATOR_VERSION, SPLITS, Split
+from .layout import Room, draw_room
+from .rendering import Recording, pixel_rays, record
+from .sensor import SENSORS, SensorName, estimate_normals
+
+_log = logging.getLogger(__name__)
+
+
+class SyntheticRooms:
+    """Procedural furnished rooms with posed RGB-D views and exact labels; no files are needed.
+
+    Scene `i` of a split is a function of (GENERATOR_VERSION, seed, split, i) alone: whatever the number of workers, the
+    order of access and the cache. `val` shows the same kinds of rooms as `train`; `test` has larger rooms, other
+    colours, and styles of furniture that the others never show.
+
+    Example:
+        >>> rooms = SyntheticRooms("train", num_scenes=1, num_views=2, image_size=(30, 40))
+        >>> scene = rooms[0]
+        >>> scene.views.color.shape, rooms.classes[:2]
+        ((2, 30, 40, 3), ('wall', 'floor'))
+    """
+
+    def __init__(
+        self,
+        split: Split = "train",
+        *,
+        num_scenes: int,
+        num_views: int = 12,
+        image_size: tuple[int, int] = (120, 160),
+        sensor: SensorName = "kinect",
+        seed: int = 0,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Describe the dataset; scenes are made on access.
+
+        Args:
+            split: "train", "val" or "test".
+            num_scenes: length of the dataset.
+            num_views: views per scene, evenly along one lap through the room.
+            image_size: H, W of the views in pixels.
+            sensor: "off" (exact images), "kinect" or "tof".
+            seed: of the whole dataset; different seeds share no scene.
+            cache_dir: where finished scenes are kept (3.5 MB each at the default size); None = nowhere.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"SyntheticRooms expected a split of {SPLITS}, got {split!r}. Pass one of them.")
+        if sensor not in SENSORS:
+            raise ValueError(f"SyntheticRooms expected a sensor of {tuple(SENSORS)}, got {sensor!r}. Pass one of them.")
+        if min(num_scenes, num_views, *image_size) < 1 or seed < 0:
+            raise ValueError(
+                "SyntheticRooms expected num_scenes, num_views, image_size of at least 1 and a seed of at least 0; got "
+                f"num_scenes={num_scenes}, num_views={num_views}, image_size={image_size}, seed={seed}. Raise them."
+            )
+        self.split: Split = split
+        self.num_scenes = num_scenes
+        self.num_views = num_views
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.sensor: SensorName = sensor
+        self.seed = seed
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their indices: the 20 of ScanNet."""
+        return CLASSES
+
+    def __len__(self) -> int:
+        return self.num_scenes
+
+    def __getitem__(self, index: int) -> Scene:
+        """Scene `index`: views with labels, and the points that they see (in the frame of the estimated poses)."""
+        scene = self._check(index)
+        room = self.room(scene)
+        return scene_from_recording(room, self.recording(scene, room))
+
+    def room(self, index: int) -> Room:
+        """The exact geometry behind a scene: primitives, instances, floor plan. Cheap: 10 ms."""
+        return draw_room(self.split, self._check(index), seed=self.seed)
+
+    def recording(self, index: int, room: Room) -> Recording:
+        """The images of a scene, from the cache if it has them whole."""
+        path = self.cache_path(index)
+        if path is not None:
+            cached = _read(path)
+            if cached is not None:
+                return cached
+        made = record(
+            room,
+            self.split,
+            index,
+            seed=self.seed,
+            num_views=self.num_views,
+            image_size=self.image_size,
+            sensor=self.sensor,
+        )
+        if path is not None:
+            _write(path, made)
+        return made
+
+    def cache_path(self, index: int) -> Path | None:
+        """The file of a scene in the cache; its name holds everything that the scene depends on."""
+        if self.cache_dir is None:
+            return None
+        config = json.dumps([self.num_views, self.image_size, self.sensor, repr(SENSORS[self.sensor])])
+        digest = hashlib.sha256(config.encode()).hexdigest()[:10]
+        return self.cache_dir / f"rooms-v{GENERATOR_VERSION}-s{self.seed}-{digest}-{self.split}-{index:06d}.npz"
+
+    def _check(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(
+                f"SyntheticRooms has {len(self)} scenes; got index {index}. Raise num_scenes to have more."
+            )
+        return index % len(self)
+
+
+def scene_from_recording(room: Room, recording: Recording) -> Scene:
+    """A Scene with labelled views, and with the points of all of them."""
+    prim = recording.primitive
+    segment = np.where(prim >= 0, room.segment[prim], -1).astype(np.int16)
+    instance = np.where(prim >= 0, room.primitives.instance[prim], -1).astype(np.int32)
+    views = Views(
+        color=recording.color,
+        depth=recording.depth,
+        intrinsics=recording.intrinsics,
+        cam_to_world=recording.cam_to_world,
+        segment=segment,
+        normal=recording.normal.astype(np.float32) / np.float32(32767),
+        instance=instance,
+    )
+    return points_from_views(room.name, views)
+
+
+def points_from_views(name: str, views: Views, *, select: NDArray[np.integer] | None = None) -> Scene:
+    """The points that views see: every pixel with depth, with its colour and labels, and a normal as a sensor has it.
+
+    Args:
+        name: of the scene.
+        views: posed RGB-D; all of them stay attached to the result.
+        select: indices of the views whose pixels become points; None = all.
+
+    Returns:
+        A scene whose `normal` is estimated from the depth images (the exact ones stay in `views.normal`: as an input
+        they would give away what sensors do not know). Pixels without a usable neighbourhood get the direction to the
+        camera.
+    """
+    rows = np.arange(len(views)) if select is None else np.asarray(select)
+    depth, pose = views.depth[rows], views.cam_to_world[rows].astype(np.float32)
+    valid = depth > 0
+    rays = np.stack([pixel_rays(k, depth.shape[1:]) for k in views.intrinsics[rows]])
+    world_rays = np.einsum("vij,vhwj->vhwi", pose[:, :3, :3], rays)
+    coord = world_rays * depth[..., None] + pose[:, None, None, :3, 3]
+    normal = estimate_normals(depth, views.intrinsics[rows], pose)
+    unknown = (normal == 0).all(-1, keepdims=True)
+    normal = np.where(unknown, -world_rays / np.linalg.norm(world_rays, axis=-1, keepdims=True), normal)
+    return Scene(
+        name=name,
+        coord=coord[valid].astype(np.float32),
+        color=views.color[rows][valid].astype(np.float32),
+        normal=normal[valid].astype(np.float32),
+        segment=None if views.segment is None else views.segment[rows][valid].astype(np.int64),
+        instance=None if views.instance is None else views.instance[rows][valid].astype(np.int64),
+        views=views,
+    )
+
+
+def _read(path: Path) -> Recording | None:
+    """A cached recording, or None if the file is missing or damaged (zip members carry checksums)."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            return Recording(**{field.name: archive[field.name] for field in fields(Recording)})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        _log.warning("The cached scene %s is damaged (%s); it is made again.", path, error)
+        return None
+
+
+def _write(path: Path, recording: Recording) -> None:
+    """Write aside, then rename: a reader never sees half a file, and of two writers either one wins whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(aside, "wb") as file:
+            np.savez(file, **{field.name: getattr(recording, field.name) for field in fields(Recording)})
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

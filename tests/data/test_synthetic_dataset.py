@@ -1,0 +1,129 @@
+"""The dataset of generated rooms: what it returns, its determinism, its cache, its errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ponder_zoo.data.scene import Scene
+from ponder_zoo.data.synthetic import CLASSES, SyntheticRooms, points_from_views
+
+SMALL = {"num_scenes": 2, "num_views": 2, "image_size": (24, 32)}
+
+
+def assert_equal(a: Scene, b: Scene) -> None:
+    for field in dataclasses.fields(Scene):
+        if field.name not in ("views", "name", "condition"):
+            np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
+    assert a.views is not None and b.views is not None
+    for field in dataclasses.fields(type(a.views)):
+        np.testing.assert_array_equal(getattr(a.views, field.name), getattr(b.views, field.name), err_msg=field.name)
+
+
+@pytest.mark.parametrize("sensor", ["off", "kinect", "tof"])
+def test_a_scene_has_the_documented_arrays(sensor: str) -> None:
+    scene = SyntheticRooms("train", sensor=sensor, **SMALL)[0]  # type: ignore[arg-type]
+    views = scene.views
+    assert views is not None and len(views) == 2
+    assert views.color.shape == (2, 24, 32, 3) and views.color.dtype == np.uint8
+    assert views.depth.shape == (2, 24, 32) and views.depth.dtype == np.float32
+    assert views.segment is not None and views.segment.dtype == np.int16
+    assert views.instance is not None and views.instance.dtype == np.int32
+    assert views.normal is not None
+    np.testing.assert_allclose(np.linalg.norm(views.normal, axis=-1), 1.0, atol=1e-3)
+    rotation = views.cam_to_world[:, :3, :3]
+    np.testing.assert_allclose(rotation @ rotation.transpose(0, 2, 1), np.broadcast_to(np.eye(3), (2, 3, 3)), atol=1e-5)
+    assert scene.coord.shape == (int((views.depth > 0).sum()), 3) and scene.coord.dtype == np.float32
+    for values, dtype in ((scene.color, np.float32), (scene.normal, np.float32), (scene.segment, np.int64)):
+        assert values is not None and len(values) == len(scene) and values.dtype == dtype
+    assert scene.normal is not None and scene.segment is not None
+    np.testing.assert_allclose(np.linalg.norm(scene.normal, axis=1), 1.0, atol=1e-4)
+    assert scene.segment.min() >= -1 and scene.segment.max() < len(CLASSES)
+
+
+def test_points_of_selected_views_are_the_pixels_of_those_views() -> None:
+    scene = SyntheticRooms("train", **SMALL)[0]
+    assert scene.views is not None
+    first = points_from_views("first", scene.views, select=np.array([0]))
+    second = points_from_views("second", scene.views, select=np.array([1]))
+    np.testing.assert_array_equal(np.concatenate([first.coord, second.coord]), scene.coord)
+    assert len(first) == (scene.views.depth[0] > 0).sum() and first.views is scene.views
+
+
+def test_a_scene_does_not_depend_on_order_or_length() -> None:
+    a, b = SyntheticRooms("train", **SMALL), SyntheticRooms("train", **{**SMALL, "num_scenes": 5})
+    last = a[1]
+    assert_equal(a[0], b[0])
+    assert_equal(last, b[-4])
+
+
+def test_seeds_and_splits_share_no_scene() -> None:
+    scenes = [
+        SyntheticRooms("train", **SMALL)[0],
+        SyntheticRooms("train", seed=1, **SMALL)[0],
+        SyntheticRooms("val", **SMALL)[0],
+    ]
+    colors = [scene.views.color for scene in scenes if scene.views is not None]
+    assert not np.array_equal(colors[0], colors[1]) and not np.array_equal(colors[0], colors[2])
+
+
+def test_a_cached_scene_equals_a_fresh_one(tmp_path: Path) -> None:
+    fresh = SyntheticRooms("train", **SMALL)[0]
+    cached = SyntheticRooms("train", cache_dir=tmp_path / "cache", **SMALL)
+    assert_equal(cached[0], fresh)
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == [cached.cache_path(0).name]  # type: ignore[union-attr]
+    assert_equal(cached[0], fresh)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
+def test_a_damaged_cache_file_is_made_again(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    rooms = SyntheticRooms("train", cache_dir=tmp_path, **SMALL)
+    fresh, path = rooms[0], rooms.cache_path(0)
+    assert path is not None
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged = {"truncated": content[: len(content) // 2], "flipped": content, "empty": b"", "text": b"not a zip file"}
+    path.write_bytes(bytes(damaged[damage]))
+    with caplog.at_level(logging.WARNING):
+        assert_equal(rooms[0], fresh)
+    assert "damaged" in caplog.text
+    caplog.clear()
+    assert_equal(rooms[0], fresh)
+    assert "damaged" not in caplog.text
+
+
+def test_a_change_of_configuration_uses_another_cache_file(tmp_path: Path) -> None:
+    base = SyntheticRooms("train", cache_dir=tmp_path, **SMALL).cache_path(0)
+    others = [
+        SyntheticRooms("train", cache_dir=tmp_path, **{**SMALL, "num_views": 3}).cache_path(0),
+        SyntheticRooms("train", cache_dir=tmp_path, sensor="off", **SMALL).cache_path(0),
+        SyntheticRooms("train", cache_dir=tmp_path, seed=1, **SMALL).cache_path(0),
+        SyntheticRooms("val", cache_dir=tmp_path, **SMALL).cache_path(0),
+        SyntheticRooms("train", cache_dir=tmp_path, **SMALL).cache_path(1),
+    ]
+    assert len({base, *others}) == 6
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"split": "training"},
+        {"sensor": "lidar"},
+        {"num_scenes": 0},
+        {"num_views": 0},
+        {"image_size": (0, 4)},
+        {"seed": -1},
+    ],
+)
+def test_wrong_arguments_are_named(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=r"expected .* got .*"):
+        SyntheticRooms(**{**SMALL, **wrong})
+
+
+def test_an_index_beyond_the_end_is_an_index_error() -> None:
+    with pytest.raises(IndexError, match="2 scenes"):
+        SyntheticRooms("train", **SMALL)[2]
