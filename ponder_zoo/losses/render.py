@@ -78,10 +78,12 @@ def render_loss(
             "sdf": lambda: sdf_loss(output, targets, seen, weights.truncation),
             "eikonal": lambda: eikonal_loss(_full(output.field.gradient), counted),
         }
-        if weights.normal > 0.0 and targets.normal is not None:
-            terms["normal"] = lambda: normal_loss(_full(output.normal), targets.normal, counted)
-        if weights.semantic > 0.0 and targets.segment is not None and output.semantic is not None:
-            terms["semantic"] = lambda: semantic_loss(output, targets, counted, weights, class_embeddings)
+        normal, segment, semantic = targets.normal, targets.segment, output.semantic
+        if weights.normal > 0.0 and normal is not None:
+            terms["normal"] = lambda: normal_loss(_full(output.normal), normal, counted)
+        if weights.semantic > 0.0 and segment is not None and semantic is not None:
+            known = counted & (targets.depth > 0) if weights.semantic_rule == "rays" else counted
+            terms["semantic"] = lambda: semantic_loss(semantic, segment, known, weights, class_embeddings)
         zero = output.rgb.new_zeros((), dtype=torch.float32)
         return {
             name: getattr(weights, name) * term() if getattr(weights, name) != 0.0 else zero
@@ -116,36 +118,33 @@ def normal_loss(normal: Tensor, target: Tensor, counted: Tensor) -> Tensor:
 
 
 def semantic_loss(
-    output: RenderOutput,
-    targets: RayTargets,
+    predicted: Tensor,
+    segment: Tensor,
     counted: Tensor,
     weights: RenderLossWeights,
-    class_embeddings: Tensor | None,
+    class_embeddings: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of the rendered semantics; rays without label (-1) do not count.
+    """Cross-entropy of the rendered semantics (B, R, D); rays without label (-1) do not count.
 
     "classes": over the K classes. "rays" (official): over the embeddings of all rays of the batch, where other rays of
-    the same class are negatives; its matrix is rays x rays, and only rays with a depth count.
+    the same class are negatives; its matrix is rays x rays.
     """
-    segment = targets.segment.flatten()  # (B R,)
-    predicted = _full(output.semantic).flatten(0, 1)  # (B R, D)
+    predicted, segment = _full(predicted).flatten(0, 1), segment.flatten()  # (B R, D), (B R,)
     known = counted.flatten() & (segment >= 0)
-    if class_embeddings is not None:
-        table = class_embeddings.float()
-        predicted = F.normalize(predicted, dim=-1) / weights.temperature
-        if weights.semantic_rule == "rays":
-            known = known & (targets.depth.flatten() > 0)
-            rows = table[segment.clamp(min=0)] * (segment >= 0)[:, None]
-            log_probability = (predicted @ rows.T).log_softmax(-1).diagonal()
-            return _mean(-log_probability, known)
-        predicted = predicted @ table.T
-    elif weights.semantic_rule == "rays":
+    row = segment.clamp(min=0)  # a row to look up also for rays that do not count
+    if class_embeddings is None and weights.semantic_rule == "rays":
         raise ValueError(
             'semantic_rule="rays" compares embeddings, but render_loss got class_embeddings=None. '
             'Pass the table of class embeddings (K, D), or use semantic_rule="classes".'
         )
-    log_probability = predicted.log_softmax(-1).gather(-1, segment.clamp(min=0)[:, None])[:, 0]
-    return _mean(-log_probability, known)
+    if class_embeddings is not None:
+        table = class_embeddings.float()
+        predicted = F.normalize(predicted, dim=-1) / weights.temperature
+        if weights.semantic_rule == "rays":  # unlabelled rays are zero rows
+            table = table[row] * (segment >= 0)[:, None]
+            row = torch.arange(len(row), device=row.device)
+        predicted = predicted @ table.T
+    return _mean(-predicted.log_softmax(-1).gather(-1, row[:, None])[:, 0], known)
 
 
 def _full(value: Tensor) -> Tensor:
