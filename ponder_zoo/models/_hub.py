@@ -234,7 +234,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     missing = [key for key, kind in kinds.items() if not isinstance(config.get(key), kind)]
     if missing:
         raise ValueError(f"{path} lacks {missing}; it is not a ponder_zoo config. Export the model again.")
-    # What says where to load from, and how, is the caller's: a config with another `endpoint` would receive their token.
+    # Where to load from, and how, is the caller's to say: a config with another `endpoint` would receive their token.
     chosen = [name for name in config["model_args"] if name in CALLERS_ARGS]
     if chosen:
         raise ValueError(
