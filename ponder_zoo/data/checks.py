@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .motion import bounding_box
 from .scene import Scene, Views
 
 
@@ -24,7 +25,7 @@ def check_scene(scene: Scene, *, max_extent: float = 100.0) -> None:
         raise ValueError(f"Scene {scene.name!r} has no points. Drop it, or loosen the crop or filter that emptied it.")
     for name, width in (("coord", 3), ("color", 3), ("normal", 3), ("segment", None), ("instance", None)):
         _check_column(scene, name, width)
-    extent = float((coord.max(0) - coord.min(0)).max())
+    extent = float(np.diff(bounding_box(coord), axis=0).max())
     if extent > max_extent:
         raise ValueError(
             f"Scene {scene.name!r} spans {extent:.4g} m; expected at most {max_extent:g} m. If the coordinates are in "

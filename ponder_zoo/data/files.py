@@ -36,8 +36,9 @@ def read_depth(file: Path) -> NDArray[np.integer]:
 def read_color(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Read a colour image at a size (H, W): (H, W, 3) uint8. Averages over the pixels that fall together."""
     with _opened(file) as image:
-        image.draft("RGB", size[::-1])  # JPEG only: decodes at 1/2, 1/4 or 1/8 of the size, which is also faster
-        return np.asarray(image.convert("RGB").resize(size[::-1], resample=4))  # PIL.Image.Resampling.BOX
+        width_height = (size[1], size[0])
+        image.draft("RGB", width_height)  # JPEG only: decodes at 1/2, 1/4 or 1/8 of the size, which is also faster
+        return np.asarray(image.convert("RGB").resize(width_height, resample=4))  # PIL.Image.Resampling.BOX
 
 
 @contextmanager

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from .rgbd_sequence import RGBDOptions, RGBDSequence
 
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
-LOOSE = 0.05  # frames further apart than this share of the depth do not line up; right conventions measure 0.7-1 %
-BETTER = 0.75  # another convention is taken seriously when it brings the distance down to this share
+LOOSE = 0.05  # frames further apart than this share of the depth do not line up; right readings measure 0.4-0.7 %
+FINE = 0.015  # as good as a right reading of real frames
+BETTER = 0.75  # another reading is taken seriously when it brings the distance down to this share
 
 
 @dataclass(frozen=True)
 class SequenceCheck:
-    """What was measured, and what is wrong. `str()` gives a readable report."""
+    """What was measured, and what is wrong (`problems`) or odd (`remarks`). `str()` gives a readable report."""
 
     name: str
     num_frames: int
@@ -36,6 +37,7 @@ class SequenceCheck:
     depth_median: float  # metres
     valid_fraction: float
     problems: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -57,7 +59,7 @@ class SequenceCheck:
             f"{self.name}: {self.num_frames} frames, depth median {self.depth_median:.2f} m, "
             f"{100 * self.valid_fraction:.0f} % valid, {overlap}."
         )
-        return "\n".join([first, *(f"- {problem}" for problem in self.problems)])
+        return "\n".join([first, *(f"- {text}" for text in (*self.problems, *self.remarks))])
 
 
 def check_sequence(
@@ -92,6 +94,7 @@ def check_sequence(
             *_depth_problems(sequence, median, fraction),
             *_pose_problems(given, alternatives, sequence.depth_scale),
         ),
+        remarks=_remarks(given),
     )
 
 
@@ -130,13 +133,13 @@ def _scores(sequence: RGBDSequence, pairs: list[tuple[int, int]]) -> dict[str, t
 
 def _distances(sequence: RGBDSequence, a: int, b: int, flip: bool) -> Iterator[tuple[str, float, float]]:
     """How far the points of frame b lie from those of frame a where a sees them: (convention, relative, depth of a)."""
-    from scipy.spatial import cKDTree  # imported here: `import ponder_zoo` must not cost scipy
+    from scipy.spatial import KDTree  # imported here: `import ponder_zoo` must not cost scipy
 
     points_a, k, size = _camera_points(sequence, a, flip)
     points_b, _, _ = _camera_points(sequence, b, flip, limit=1200)
     if len(points_a) <= 50:
         return
-    tree = cKDTree(points_a)
+    tree = KDTree(points_a)
     depth_a = float(np.median(points_a[:, 2]))
     for name, (inverse, opengl, flips, factor) in _CONVENTIONS.items():
         if flips != flip:
@@ -179,18 +182,18 @@ def _in_image(points: NDArray[np.float64], k: NDArray[np.float64], size: tuple[i
 
 
 def _pose_problems(given: float, alternatives: dict[str, float], depth_scale: float) -> list[str]:
-    finite = {name: score for name, score in alternatives.items() if np.isfinite(score)}
-    best = min(finite, key=lambda name: finite[name], default=None)
-    if best is None:
+    """The reading that fits best, if it fits clearly better than the given one (NaN: no overlap under it)."""
+    best, least = None, given if np.isfinite(given) else LOOSE / BETTER
+    for name, score in alternatives.items():
+        # larger depths shrink any error of the poses relative to the depth, so units must fit well to be believed
+        limit = FINE if name.startswith("depth") else LOOSE
+        if score < min(limit, BETTER * least):
+            best, least = name, score / BETTER  # the next one needs to be better than this one, by however little
+    if best is None or given < 0.003:  # the camera hardly moved: any reading fits
         return []
-    if np.isfinite(given) and (finite[best] >= BETTER * given or given < 0.003):
-        # under 0.3 % of the depth the camera hardly moved or all is right: nothing to tell apart
-        return [] if given < LOOSE else [_loose(given)]
-    if finite[best] > LOOSE:
-        return [_loose(given)] if np.isfinite(given) else []
     return [
         f"Overlapping frames do not line up as the folder is read ({_percent(given)}), but do with {best} "
-        f"({_percent(finite[best])}). {_remedy(best, depth_scale)}"
+        f"({_percent(alternatives[best])}). {_remedy(best, depth_scale)}"
     ]
 
 
@@ -212,10 +215,12 @@ def _remedy(name: str, depth_scale: float) -> str:
     return "The " + " and the ".join(words) + "."
 
 
-def _loose(given: float) -> str:
+def _remarks(given: float) -> tuple[str, ...]:
+    if not given > LOOSE:
+        return ()
     return (
-        f"Frames that should overlap lie {_percent(given)} apart; expected about 1 %. No common convention of poses, "
-        "axes or units fits better: check that poses, depth and intrinsics belong to the same frames and camera."
+        f"Frames that should overlap lie {_percent(given)} apart; expected about 1 %. Unless another reading is named "
+        "above, none that is common fits better: check that poses, depth and intrinsics belong to the same frames and camera.",
     )
 
 

@@ -161,7 +161,7 @@ class RGBDSequence:
     @cached_property
     def stored_poses(self) -> NDArray[np.float64]:
         """(F, 4, 4) camera-to-world in the folder's own world, OpenCV axes, rotations made orthonormal."""
-        poses = np.stack([self._read_pose(number) for number in self.frame_ids])
+        poses: NDArray[Any] = np.stack([self._read_pose(number) for number in self.frame_ids])
         if self.pose_convention == "world_to_camera":
             poses = np.linalg.inv(poses)
         elif self.pose_convention != "camera_to_world":

@@ -197,6 +197,19 @@ def test_inverse_poses_are_recognized(sequence: Path, make_views: Callable[..., 
     assert check_sequence(sequence, RGBDOptions(image_size=None, pose="world_to_camera")).ok
 
 
+def test_imprecise_poses_are_remarked_on_but_read(sequence: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    for file in sequence.glob("*.pose.txt"):
+        pose = np.loadtxt(file)
+        pose[:3, 3] += rng.normal(0, 0.15, 3)
+        np.savetxt(file, pose)
+    report = check_sequence(sequence, STORED)
+    assert report.ok and "expected about 1 %" in str(report), str(report)
+    with caplog.at_level(logging.WARNING):
+        PosedRGBD(sequence, options=STORED)
+    assert "expected about 1 %" in caplog.text
+
+
 def test_opengl_axes_are_recognized(sequence: Path) -> None:
     for file in sequence.glob("*.pose.txt"):
         np.savetxt(file, np.loadtxt(file) @ np.diag([1.0, -1, -1, 1]))
