@@ -36,8 +36,8 @@ class NeuS(AbstractSurfaceRenderer):
         num_importance: samples per ray placed where the uniform ones see a surface.
         num_upsample_steps: rounds that place them, each with twice the sharpness of the one before.
         importance_sharpness: sharpness of the first round, 1/m; official: 64 per cube unit.
-        initial_sharpness: s of Eq. 7 at initialisation, 1/m: an opaque surface is about 4 / s thick. Official: 20 per cube
-            unit; in metres 60 fits faster than 20 or 120 (`docs/differences.md`).
+        initial_sharpness: s of Eq. 7 at initialisation, 1/m: an opaque surface is about 4 / s thick. Official: 20 per
+            cube unit; in metres 60 fits faster than 20 or 120 (`docs/differences.md`).
         alpha_rule: "paper": Eq. 7, from the sdf at the two ends of an interval. "official": from the sdf at its start,
             extended by half an interval along the gradient.
         sampler_frame: "metres", or "official": the importance sampler looks up positions that were not normalised.
