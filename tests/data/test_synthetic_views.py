@@ -9,15 +9,14 @@ from ponder_zoo.data.scene import Scene, Views
 from ponder_zoo.data.synthetic import Room, SyntheticRooms
 from ponder_zoo.data.synthetic.classes import stream
 from ponder_zoo.data.synthetic.geometry import sample_surface, signed_distance
-from ponder_zoo.data.synthetic.rendering import pixel_rays
-from ponder_zoo.data.synthetic.sensor import SENSORS, SensorModel, estimate_normals, sense_depth, sense_pose
+from ponder_zoo.data.synthetic.sensor import SENSORS, SensorModel, sense_depth, sense_pose
 
 INDICES = (0, 5, 11)
 
 
 @pytest.fixture(scope="module")
 def exact() -> list[tuple[Room, Scene]]:
-    rooms = SyntheticRooms("train", num_scenes=20, num_views=8, image_size=(90, 120), sensor="off")
+    rooms = SyntheticRooms("train", num_scenes=20, num_views=8, image_size=(90, 120), sensor="off", normals="exact")
     return [(rooms.room(i), rooms[i]) for i in INDICES]
 
 
@@ -210,35 +209,6 @@ def test_pose_noise_has_the_stated_size() -> None:
     assert shift == pytest.approx(0.005, rel=0.05)
     assert np.degrees(np.sqrt((angle**2).mean())) == pytest.approx(0.3, rel=0.05)
     np.testing.assert_array_equal(poses, np.repeat(np.eye(4)[None], 4000, 0))
-
-
-def test_normals_from_exact_depth_of_planes_are_exact_and_face_the_camera() -> None:
-    K = np.array([[80.0, 0, 39.5], [0, 80.0, 29.5], [0, 0, 1]])
-    rays = pixel_rays(K, (60, 80)).astype(float)
-    normal = np.array([0.3, -0.5, -0.8]) / np.linalg.norm([0.3, -0.5, -0.8])
-    depth = (normal @ np.array([0, 0, 2.0])) / (rays @ normal)
-    angle = 0.7
-    pose = np.eye(4)
-    pose[:3, :3] = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
-    found = estimate_normals(depth[None].astype(np.float32), K[None], pose[None])
-    np.testing.assert_allclose(found[0], np.broadcast_to(pose[:3, :3] @ normal, (60, 80, 3)), atol=2e-3)
-
-
-def test_estimated_normals_of_a_room_are_near_the_exact_ones(
-    exact: list[tuple[Room, Scene]], sensed: dict[str, list[Views]]
-) -> None:
-    _, scene = exact[0]
-    views = scene.views
-    assert views is not None and views.normal is not None and scene.normal is not None
-    cosine = (scene.normal * views.normal[views.depth > 0]).sum(1)
-    assert np.median(np.degrees(np.arccos(np.clip(cosine, -1, 1)))) < 2
-    views = sensed["kinect"][0]
-    assert views.normal is not None
-    found = estimate_normals(views.depth, views.intrinsics, views.cam_to_world)
-    known = np.linalg.norm(found, axis=-1) > 0
-    assert known[views.depth > 0].mean() > 0.9
-    cosine = (found * views.normal).sum(-1)[known]
-    assert np.median(np.degrees(np.arccos(np.clip(cosine, -1, 1)))) < 15
 
 
 def test_images_are_reproducible_within_a_tolerance() -> None:
