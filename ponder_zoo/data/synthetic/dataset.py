@@ -85,7 +85,7 @@ class SyntheticRooms:
         self.sensor: SensorName = sensor
         self.normals: NormalSource = normals
         self.seed = seed
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
 
     @property
     def classes(self) -> tuple[str, ...]:
