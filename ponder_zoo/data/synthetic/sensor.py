@@ -96,8 +96,10 @@ def sense_depth(
     if model.disparity_step:
         measured = _quantise(measured, model.disparity_step)
     lost = (depth <= 0) | (measured < model.near) | (measured > model.far) | (cosine < np.cos(model.grazing))
-    lost |= rng.random(shape, np.float32) < model.shiny * shiny * np.clip(1.2 - 0.2 * depth, 0.2, 1.0)
-    lost |= rng.random(shape, np.float32) < model.dark * np.clip(1 - brightness / 0.12, 0, 1)
+    weak = model.shiny * shiny * np.clip(1.2 - 0.2 * depth, 0.2, 1.0)
+    weak = np.maximum(weak, model.dark * np.clip(1 - brightness / 0.12, 0, 1))
+    # Weak returns are lost in patches of a few pixels: a uniform number from smooth noise (logistic curve for its law).
+    lost |= 1 / (1 + np.exp(-1.702 * _smooth_noise(shape, 4, rng))) < weak
     lost |= edge & (rng.random(shape, np.float32) < model.edge_loss)
     if model.shadow:
         lost |= _projector_shadow(depth)
