@@ -128,7 +128,7 @@ def test_tiles_do_not_change_the_result(in_chans: int, monkeypatch: pytest.Monke
     weight = torch.randn(5, 3, 3, 3, in_chans, dtype=torch.float64, requires_grad=True)
     results = []
     for size in (10_000, 7):
-        monkeypatch.setattr(torch_backend, "CPU_TILE", size)
+        monkeypatch.setattr(torch_backend, "TILE_PAIRS", size)
         monkeypatch.setattr(torch_backend, "DENSE_TILE", size)
         x, feat = random_tensor(150, in_chans, dtype=torch.float64)
         out = torch_backend.conv(x.feat, weight, submanifold_map(x.voxels, 3))
