@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,24 @@ def keep_statistics() -> Iterator[None]:
         yield
     finally:
         _keep_statistics.reset(token)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].clone()  # the sum enters every process's loss
+        dist.all_reduce(grad)
+        return grad
+
+
+def _sum_over_processes(value: Tensor) -> Tensor:
+    return cast(Tensor, _SumOverProcesses.apply(value))
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -67,14 +85,14 @@ class BatchNorm(nn.BatchNorm1d):
 
     def _normalize_synchronized(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The same with statistics of the rows of all processes; this one may have none."""
-        from torch.distributed.nn.functional import all_reduce
-
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        total = all_reduce(torch.cat([feat.sum(0), feat.new_full((1,), len(feat))]))  # (C + 1,) sums and the count
+        total = _sum_over_processes(
+            torch.cat([feat.sum(0), feat.new_full((1,), len(feat))])
+        )  # (C + 1,) sums and the count
         count = total[-1].detach()
         mean = total[:-1] / count.clamp(min=1.0)
         centred = feat - mean
-        var = all_reduce(centred.square().sum(0)) / count.clamp(min=1.0)
+        var = _sum_over_processes(centred.square().sum(0)) / count.clamp(min=1.0)
         if not _keep_statistics.get():
             with torch.no_grad():
                 rate = self.momentum * (count > 1).to(mean.dtype)
