@@ -1,8 +1,10 @@
 """ponder_zoo: 3D encoders pre-trained by differentiable rendering. Importing it costs torch and nothing else."""
 
+from .doctor import doctor as doctor
 from .models import LoadReport as LoadReport
 from .models import PointCfg as PointCfg
 from .models import PretrainedCfg as PretrainedCfg
+from .models import convert as convert
 from .models import create_model as create_model
 from .models import create_pretrainer as create_pretrainer
 from .models import create_renderer as create_renderer
@@ -11,9 +13,12 @@ from .models import is_model as is_model
 from .models import list_models as list_models
 from .models import list_pretrained as list_pretrained
 from .models import list_renderers as list_renderers
+from .models import push_to_hf_hub as push_to_hf_hub
 from .models import register_model as register_model
+from .models import register_model_deprecations as register_model_deprecations
 from .models import register_renderer as register_renderer
 from .models import save_for_hf as save_for_hf
+from .models import verify as verify
 from .structures import Cameras as Cameras
 from .structures import FeatureVolume as FeatureVolume
 from .structures import PointBatch as PointBatch

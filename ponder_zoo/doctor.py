@@ -305,7 +305,7 @@ def _collect(process: subprocess.Popen[str], timeout: float) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            return {"error": f"no answer within {timeout:.0f} seconds"}
+            return {"error": f"no answer within {timeout:g} seconds"}
     if process.returncode != 0:
         last = (err.strip().splitlines() or [f"the process ended with status {process.returncode}"])[-1]
         return {"error": last[:300]}

@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+# Read by huggingface_hub when it is imported: no stored login, no user's cache, no transfers for the real Hub only.
+_HF_HOME = tempfile.TemporaryDirectory(prefix="ponder-zoo-hf-home-")
+os.environ |= {
+    "HF_HOME": _HF_HOME.name,
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+    os.environ.pop(_name, None)
+
+torch.set_num_threads(1)  # tests have small tensors; threads that wait for each other cost more than they save
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+# The tensors of tests are small: a second thread costs more than it gives, most of all on a busy machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +57,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_outside_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only loopback can be reached, unless the test is marked `network`: offline is proved, not hoped for."""
+    if request.node.get_closest_marker("network"):
+        return
+    connect = socket.socket.connect
+
+    def loopback_only(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise PermissionError(f"This test tried to reach {address}; mark it `network` if it must.")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", loopback_only)
+
+
+@pytest.fixture(scope="session")
+def _loopback_hub() -> Iterator[Any]:
+    from loopback_hub import LoopbackHub
+
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(_loopback_hub: Any) -> Any:
+    """An empty Hub on loopback; pass `endpoint=hub.endpoint`."""
+    _loopback_hub.reset()
+    return _loopback_hub

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .motion import bounding_box
 from .scene import Scene, Views
 
 
@@ -24,7 +25,7 @@ def check_scene(scene: Scene, *, max_extent: float = 100.0) -> None:
         raise ValueError(f"Scene {scene.name!r} has no points. Drop it, or loosen the crop or filter that emptied it.")
     for name, width in (("coord", 3), ("color", 3), ("normal", 3), ("segment", None), ("instance", None)):
         _check_column(scene, name, width)
-    extent = float((coord.max(0) - coord.min(0)).max())
+    extent = float(np.diff(bounding_box(coord), axis=0).max())
     if extent > max_extent:
         raise ValueError(
             f"Scene {scene.name!r} spans {extent:.4g} m; expected at most {max_extent:g} m. If the coordinates are in "
@@ -60,8 +61,8 @@ def check_views(views: Views, name: str, *, max_depth: float = 100.0) -> None:
     if (k[:, 0, 0] == 0).any() or (k[:, 1, 1] == 0).any() or not _inside(k, H, W):
         raise ValueError(
             f"Scene {name!r}: the intrinsics do not suit images of {W}x{H} pixels: got fx {k[0, 0, 0]:.4g}, fy "
-            f"{k[0, 1, 1]:.4g}, cx {k[0, 0, 2]:.4g}, cy {k[0, 1, 2]:.4g}. Expected the principal point inside the image: "
-            "scale the intrinsics when images are resized."
+            f"{k[0, 1, 1]:.4g}, cx {k[0, 0, 2]:.4g}, cy {k[0, 1, 2]:.4g}. Expected the principal point inside the "
+            "image: scale the intrinsics when images are resized."
         )
 
 

@@ -44,14 +44,14 @@ def feature_matrix(
     if missing:
         lacking = sorted({POINT_COLUMNS[name][0] for name in missing})
         raise ValueError(
-            f"Scene {scene.name!r} has no {lacking}, which the feature columns {missing} need. Provide them, choose other feature_columns, or say what to put there: "
-            f"fill={dict.fromkeys(missing, 0.0)}."
+            f"Scene {scene.name!r} has no {lacking}, which the feature columns {missing} need. Provide them, choose "
+            f"other feature_columns, or say what to put there: fill={dict.fromkeys(missing, 0.0)}."
         )
     reads_color = any(POINT_COLUMNS[name][0] == "color" for name in columns)
     if reads_color and scene.color is not None and mean.get("red") and scene.color.min(initial=0) < 0:
-        low, high = float(scene.color.min()), float(scene.color.max())
         raise ValueError(
-            f"Scene {scene.name!r}: expected colours in [0, 255]; got {low:.3g} to {high:.3g}. They seem normalized already: leave out NormalizeColor, or pass mean={} and std={}."
+            f"Scene {scene.name!r}: expected colours in [0, 255]; got {scene.color.min():.3g} to "
+            f"{scene.color.max():.3g}. They seem normalized already: leave out NormalizeColor, or pass mean={{}}."
         )
     return np.stack([_column(scene, name, mean, std, fill or {}) for name in columns], axis=1)
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .motion import bounding_box
+
 
 def fit_grid(
     coord: NDArray[Any],
@@ -37,7 +39,7 @@ def fit_grid(
         raise ValueError(f"Expected a volume shape of three positive cell counts (X, Y, Z); got {tuple(shape)}.")
     if margin < 0 or (cell_size is not None and not cell_size > 0):
         raise ValueError(f"Expected margin >= 0 and cell_size > 0 (metres); got {margin} and {cell_size}.")
-    low, high = coord.min(0).astype(np.float64), coord.max(0).astype(np.float64)
+    low, high = bounding_box(coord)
     cells = np.array(shape, dtype=np.float64)
     # 1 mm at least, so that a single point or a flat cloud without margin gives a box
     fitted = np.maximum((high - low + 2 * margin) / cells, 1e-3)

@@ -7,6 +7,8 @@ optionally `instance` (N,) with 0 = none. `classes.json` holds the benchmark's i
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,12 +75,10 @@ class LabelledScans:
     def _read(self, name: str) -> Scene:
         file = self.root / f"{name}.npz"
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 columns = {key: arrays[key] for key in arrays.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{file}: expected a readable .npz file; {error}. Copy the file again.") from error
-        except Exception as error:  # zipfile.BadZipFile, zlib.error: a truncated archive
-            raise ValueError(f"{file}: the archive is damaged; {error}. Copy the file again.") from error
         missing = [key for key in ("xyz", "rgb", "semantic_nyu40") if key not in columns]
         if missing:
             raise ValueError(

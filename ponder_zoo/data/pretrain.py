@@ -43,6 +43,7 @@ class PretrainDataset:
         volume_shape: (X, Y, Z) cells.
         cell_size: metres, or None to fit the cells to each cloud (see `fit_grid`).
         margin: metres around the cloud when fitting.
+        stretch: fit each axis on its own.
         rays_per_view: rays per target view; fewer where fewer pixels are usable.
         input_views: how many views, drawn at random, give the points. None: the scene's own points.
         target_views: how many views, drawn at random, are rendered. None: all.
@@ -65,6 +66,7 @@ class PretrainDataset:
         volume_shape: tuple[int, int, int] = (64, 64, 32),
         cell_size: float | None = None,
         margin: float = 0.1,
+        stretch: bool = False,
         rays_per_view: int = 128,
         input_views: int | None = None,
         target_views: int | None = None,
@@ -86,6 +88,7 @@ class PretrainDataset:
         self.volume_shape = volume_shape
         self.cell_size = cell_size
         self.margin = margin
+        self.stretch = stretch
         self.rays_per_view = rays_per_view
         self.input_views = input_views
         self.target_views = target_views
@@ -122,7 +125,9 @@ class PretrainDataset:
         scene = self.transform(self._choose_views(scene, rng), rng)
         if len(scene) == 0:
             raise ValueError(f"Scene {scene.name!r}: the transform left no points. Loosen its crop or dropout.")
-        bounds = fit_grid(scene.coord, self.volume_shape, cell_size=self.cell_size, margin=self.margin)
+        bounds = fit_grid(
+            scene.coord, self.volume_shape, cell_size=self.cell_size, margin=self.margin, stretch=self.stretch
+        )
         inside = ((scene.coord >= bounds[0]) & (scene.coord <= bounds[1])).all(1)
         if not inside.any():
             raise ValueError(

@@ -78,7 +78,7 @@ class PosedRGBD:
             for sequence in self.sequences:
                 report = check_sequence(sequence)
                 report.raise_for_problems()
-                logger.info("%s", report)
+                logger.log(logging.WARNING if report.remarks else logging.INFO, "%s", report)
         windows = self._train_windows if split == "train" else self._val_windows
         # (sequence, frames of the points, frames to render)
         self.items = [(s, *window) for s, sequence in enumerate(self.sequences) for window in windows(sequence)]

@@ -7,24 +7,24 @@ report says which, and how to read the folder that way.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder_zoo.ops.knn import knn_tree
-
 from .rgbd_sequence import RGBDOptions, RGBDSequence
 
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
-LOOSE = 0.05  # frames further apart than this share of the depth do not line up; right conventions measure 0.7-1 %
-BETTER = 0.75  # another convention is taken seriously when it brings the distance down to this share
+LOOSE = 0.05  # frames further apart than this share of the depth do not line up; right readings measure 0.4-0.7 %
+FINE = 0.015  # as good as a right reading of real frames
+BETTER = 0.75  # another reading is taken seriously when it brings the distance down to this share
 
 
 @dataclass(frozen=True)
 class SequenceCheck:
-    """What was measured, and what is wrong. `str()` gives a readable report."""
+    """What was measured, and what is wrong (`problems`) or odd (`remarks`). `str()` gives a readable report."""
 
     name: str
     num_frames: int
@@ -37,6 +37,7 @@ class SequenceCheck:
     depth_median: float  # metres
     valid_fraction: float
     problems: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -48,12 +49,17 @@ class SequenceCheck:
             raise ValueError(f"{self}\nPass check=False to use the frames as they are.")
 
     def __str__(self) -> str:
-        lines = [
+        overlap = "no overlap among the frames looked at, so nothing is known about poses"
+        if self.num_pairs:
+            overlap = (
+                f"overlapping frames {100 * self.nn_distance:.1f} cm apart "
+                f"({100 * self.nn_relative:.1f} % of the depth, {self.num_pairs} pairs)"
+            )
+        first = (
             f"{self.name}: {self.num_frames} frames, depth median {self.depth_median:.2f} m, "
-            f"{100 * self.valid_fraction:.0f} % valid, overlapping frames {100 * self.nn_distance:.1f} cm apart "
-            f"({100 * self.nn_relative:.1f} % of the depth, {self.num_pairs} pairs)."
-        ]
-        return "\n".join([*lines, *(f"- {problem}" for problem in self.problems)])
+            f"{100 * self.valid_fraction:.0f} % valid, {overlap}."
+        )
+        return "\n".join([first, *(f"- {text}" for text in (*self.problems, *self.remarks))])
 
 
 def check_sequence(
@@ -69,30 +75,26 @@ def check_sequence(
     indices = np.unique(np.array([*pairs, (0, 0)]))
     depths = np.stack([sequence.frame(index).depth for index in indices])
     valid = depths[depths > 0]
-    if len(valid) == 0:
-        raw = sequence.read_raw_depth(int(indices[0]))
-        raise ValueError(
-            f"{sequence.path}: none of {len(indices)} frames looked at has a valid depth below "
-            f"{sequence.options.max_depth} m. Expected raw values other than {sequence.invalid}, divided by "
-            f"depth_scale={sequence.depth_scale:g}; the first frame holds {_range(raw)}. "
-            "Pass the right depth_scale (raw units per metre), invalid codes or max_depth."
-        )
-    scores = {name: _score(sequence, pairs, name) for name in _CONVENTIONS}
+    scores = _scores(sequence, pairs) if len(valid) else dict.fromkeys(_CONVENTIONS, (np.nan, np.nan, 0))
     given, distance, overlapping = scores.pop("as given")
+    alternatives = {name: score for name, (score, _, _) in scores.items()}
+    median = float(np.median(valid)) if len(valid) else float("nan")
+    fraction = float((depths > 0).mean())
     return SequenceCheck(
         name=sequence.name,
         num_frames=len(sequence),
         num_pairs=overlapping,
         nn_distance=distance,
         nn_relative=given,
-        alternatives={name: score for name, (score, _, _) in scores.items()},
-        depth_median=float(np.median(valid)),
-        valid_fraction=float((depths > 0).mean()),
+        alternatives=alternatives,
+        depth_median=median,
+        valid_fraction=fraction,
         problems=(
             *_intrinsics_problems(sequence),
-            *_depth_problems(sequence, float(np.median(valid)), float((depths > 0).mean())),
-            *_pose_problems(given, {name: score for name, (score, _, _) in scores.items()}, sequence.depth_scale),
+            *_depth_problems(sequence, median, fraction),
+            *_pose_problems(given, alternatives, sequence.depth_scale),
         ),
+        remarks=_remarks(given),
     )
 
 
@@ -116,29 +118,46 @@ _CONVENTIONS: dict[str, tuple[bool, bool, bool, float]] = {
 }
 
 
-def _score(sequence: RGBDSequence, pairs: list[tuple[int, int]], name: str) -> tuple[float, float, int]:
-    """Median over overlapping pairs of the distance between their points: relative to depth, in metres, and pairs."""
-    inverse, opengl, flip, factor = _CONVENTIONS[name]
-    poses = np.linalg.inv(sequence.stored_poses) if inverse else sequence.stored_poses
-    poses = poses @ OPENGL if opengl else poses
-    found = []
+def _scores(sequence: RGBDSequence, pairs: list[tuple[int, int]]) -> dict[str, tuple[float, float, int]]:
+    """For each convention, over the pairs that overlap under it: median distance over depth, in metres, and pairs."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in _CONVENTIONS}
     for a, b in pairs:
-        points_a, k, size = _camera_points(sequence, a, flip, factor)
-        points_b, _, _ = _camera_points(sequence, b, flip, factor, limit=2000)
-        b_in_a = _move(np.linalg.inv(poses[a]) @ poses[b], points_b)
-        seen = b_in_a[_in_image(b_in_a, k, size)]
+        for flip in (False, True):
+            for name, relative, median_depth in _distances(sequence, a, b, flip):
+                found[name].append((relative, relative * median_depth))
+    return {
+        name: (*np.median(np.array(values), axis=0).tolist(), len(values)) if values else (np.nan, np.nan, 0)
+        for name, values in found.items()
+    }
+
+
+def _distances(sequence: RGBDSequence, a: int, b: int, flip: bool) -> Iterator[tuple[str, float, float]]:
+    """How far the points of frame b lie from those of frame a where a sees them: (convention, relative, depth of a)."""
+    from scipy.spatial import KDTree  # imported here: `import ponder_zoo` must not cost scipy
+
+    points_a, k, size = _camera_points(sequence, a, flip)
+    points_b, _, _ = _camera_points(sequence, b, flip, limit=1200)
+    if len(points_a) <= 50:
+        return
+    tree = KDTree(points_a)
+    depth_a = float(np.median(points_a[:, 2]))
+    for name, (inverse, opengl, flips, factor) in _CONVENTIONS.items():
+        if flips != flip:
+            continue
+        pose_a, pose_b = (np.linalg.inv(pose) if inverse else pose for pose in sequence.stored_poses[[a, b]])
+        pose_a, pose_b = (pose @ OPENGL if opengl else pose for pose in (pose_a, pose_b))
+        # depth x factor is the same as camera positions / factor, with lengths in other units
+        b_in_a = np.linalg.inv(pose_a) @ pose_b
+        b_in_a[:3, 3] /= factor
+        moved = _move(b_in_a, points_b)
+        seen = moved[_in_image(moved, k, size)]
         # where less than a third of a frame is seen by the other, the rest of the median would come from the border
-        if len(points_a) > 50 and len(seen) > max(50, len(points_b) / 3):
-            distance = float(np.median(knn_tree(seen, points_a, 1)[0]))
-            found.append((distance / float(np.median(points_a[:, 2])), distance))
-    if not found:
-        return float("nan"), float("nan"), 0
-    relative, metres = np.median(np.array(found), axis=0)
-    return float(relative), float(metres), len(found)
+        if len(seen) > max(50, len(points_b) / 3):
+            yield name, float(np.median(tree.query(seen)[0])) / depth_a, depth_a * factor
 
 
 def _camera_points(
-    sequence: RGBDSequence, index: int, flip: bool, factor: float, *, limit: int = 20_000
+    sequence: RGBDSequence, index: int, flip: bool, *, limit: int = 20_000
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, int]]:
     depth = sequence.frame(index).depth
     k = sequence.resized_intrinsics(depth.shape)
@@ -147,7 +166,7 @@ def _camera_points(
     grid = np.zeros(depth.shape, dtype=bool)
     grid[::step, ::step] = True
     v, u = np.nonzero((depth > 0) & grid)
-    z = depth[v, u].astype(np.float64) * factor
+    z = depth[v, u].astype(np.float64)
     points = np.stack([(u - k[0, 2]) / k[0, 0] * z, (v - k[1, 2]) / k[1, 1] * z, z], axis=1)
     return points, k, (depth.shape[0], depth.shape[1])
 
@@ -163,18 +182,18 @@ def _in_image(points: NDArray[np.float64], k: NDArray[np.float64], size: tuple[i
 
 
 def _pose_problems(given: float, alternatives: dict[str, float], depth_scale: float) -> list[str]:
-    finite = {name: score for name, score in alternatives.items() if np.isfinite(score)}
-    best = min(finite, key=lambda name: finite[name], default=None)
-    if best is None:
+    """The reading that fits best, if it fits clearly better than the given one (NaN: no overlap under it)."""
+    best, least = None, given if np.isfinite(given) else LOOSE / BETTER
+    for name, score in alternatives.items():
+        # larger depths shrink any error of the poses relative to the depth, so units must fit well to be believed
+        limit = FINE if name.startswith("depth") else LOOSE
+        if score < min(limit, BETTER * least):
+            best, least = name, score / BETTER  # the next one needs to be better than this one, by however little
+    if best is None or given < 0.003:  # the camera hardly moved: any reading fits
         return []
-    if np.isfinite(given) and (finite[best] >= BETTER * given or given < 0.003):
-        # under 0.3 % of the depth the camera hardly moved or all is right: nothing to tell apart
-        return [] if given < LOOSE else [_loose(given)]
-    if finite[best] > LOOSE:
-        return [_loose(given)] if np.isfinite(given) else []
     return [
         f"Overlapping frames do not line up as the folder is read ({_percent(given)}), but do with {best} "
-        f"({_percent(finite[best])}). {_remedy(best, depth_scale)}"
+        f"({_percent(alternatives[best])}). {_remedy(best, depth_scale)}"
     ]
 
 
@@ -196,10 +215,12 @@ def _remedy(name: str, depth_scale: float) -> str:
     return "The " + " and the ".join(words) + "."
 
 
-def _loose(given: float) -> str:
+def _remarks(given: float) -> tuple[str, ...]:
+    if not given > LOOSE:
+        return ()
     return (
-        f"Frames that should overlap lie {_percent(given)} apart; expected about 1 %. No common convention of poses, "
-        "axes or units fits better: check that poses, depth and intrinsics belong to the same frames and camera."
+        f"Frames that should overlap lie {_percent(given)} apart; expected about 1 %. Unless another reading is named "
+        "above, none that is common fits better: check that poses, depth and intrinsics belong to the same frames and camera.",
     )
 
 
@@ -209,7 +230,7 @@ def _percent(value: float) -> str:
 
 def _depth_problems(sequence: RGBDSequence, median: float, valid: float) -> list[str]:
     problems = []
-    if not 0.15 <= median <= 30:
+    if valid and not 0.15 <= median <= 30:
         problems.append(
             f"The median depth is {median:.3g} m with depth_scale={sequence.depth_scale:g}; expected 0.15 to 30 m. "
             f"Raw values of the first frame: {_range(sequence.read_raw_depth(0))}. Pass depth_scale = raw units per "
@@ -217,7 +238,7 @@ def _depth_problems(sequence: RGBDSequence, median: float, valid: float) -> list
         )
     if valid < 0.05:
         problems.append(
-            f"Only {100 * valid:.1f} % of the pixels have a depth other than {sequence.invalid} and within "
+            f"Only {100 * valid:.1f} % of the pixels have a valid depth: other than {sequence.invalid} and within "
             f"{sequence.options.max_depth} m. Raw values of the first frame: {_range(sequence.read_raw_depth(0))}. "
             "Check depth_scale (raw units per metre), invalid and max_depth."
         )

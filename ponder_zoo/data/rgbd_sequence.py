@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import open_image, read_color, read_depth, read_matrix
+from .files import image_size, read_color, read_depth, read_matrix
 from .scene import Views
 from .unproject import view_normals
 
@@ -161,7 +161,7 @@ class RGBDSequence:
     @cached_property
     def stored_poses(self) -> NDArray[np.float64]:
         """(F, 4, 4) camera-to-world in the folder's own world, OpenCV axes, rotations made orthonormal."""
-        poses = np.stack([self._read_pose(number) for number in self.frame_ids])
+        poses: NDArray[Any] = np.stack([self._read_pose(number) for number in self.frame_ids])
         if self.pose_convention == "world_to_camera":
             poses = np.linalg.inv(poses)
         elif self.pose_convention != "camera_to_world":
@@ -269,7 +269,7 @@ class RGBDSequence:
     @cached_property
     def stored_size(self) -> tuple[int, int]:
         """(H, W) of the stored depth images, from the first of them."""
-        return open_image(self.path / f"frame-{self.frame_ids[0]}.depth.png").size[::-1]
+        return image_size(self.path / f"frame-{self.frame_ids[0]}.depth.png")
 
     def resized_intrinsics(self, size: tuple[int, ...]) -> NDArray[np.float64]:
         """Intrinsics of images resized to (H, W): pixel centres are integers, so u + 1/2 scales, not u."""
@@ -310,7 +310,7 @@ class RGBDSequence:
         raw = self.read_raw_depth(index)
         size = self.options.image_size or raw.shape
         color_file = self.path / self._color_files[index]
-        width, height = open_image(color_file).size
+        height, width = image_size(color_file)
         if abs(width / height / (raw.shape[1] / raw.shape[0]) - 1) > 0.02:
             raise ValueError(
                 f"{color_file}: colour is {width}x{height} and depth {raw.shape[1]}x{raw.shape[0]}: images of "

@@ -14,7 +14,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """Yield (epoch, index) for every item of a data set once, in an order that depends on the seed and the epoch.
 
     `set_epoch` chooses the epoch; it advances by itself when an iteration ends. Data sets of this package take such
-    keys and draw from `item_rng(seed, epoch, index)`, so workers that live through several epochs need not be told of them.
+    keys and draw from `item_rng(seed, epoch, index)`, so workers that outlive an epoch need not be told of the next.
     """
 
     def __init__(self, num_items: int, *, shuffle: bool = True, seed: int = 0, epoch: int = 0) -> None:

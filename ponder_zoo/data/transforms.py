@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ponder_zoo.ops.grid_sample import GridCells, grid_cells, sample_fragments
 
-from .motion import move_scene, take_points
+from .motion import bounding_box, move_scene, take_points
 from .scene import Scene
 
 Transform = Callable[[Scene, Generator], Scene]
@@ -55,8 +55,8 @@ class CenterShift:
     z: bool = True
 
     def __call__(self, scene: Scene, rng: Generator) -> Scene:
-        low, high = scene.coord.min(0), scene.coord.max(0)
-        centre = (low.astype(np.float64) + high) / 2
+        low, high = bounding_box(scene.coord)
+        centre = (low + high) / 2
         return move_scene(scene, translation=(-centre[0], -centre[1], -float(low[2]) if self.z else 0.0))
 
 
@@ -76,7 +76,7 @@ class RandomRotate:
         if rng.random() >= self.p:
             return scene
         matrix = axis_rotation(self.axis, rng.uniform(*self.angle))
-        centre = (scene.coord.min(0) + scene.coord.max(0)) / 2.0 if self.center is None else np.array(self.center)
+        centre = bounding_box(scene.coord).mean(0) if self.center is None else np.array(self.center)
         return move_scene(scene, matrix, translation=centre - matrix @ centre)
 
 
@@ -158,7 +158,7 @@ def _smooth_noise(coord: NDArray[Any], granularity: float, rng: Generator) -> ND
     noise = rng.standard_normal((*size, 3), dtype=np.float32)
     for axis in (0, 1, 2) * 2:
         padded = np.pad(noise, [(1, 1) if a == axis else (0, 0) for a in range(4)])
-        noise = sum(np.take(padded, np.arange(k, k + size[axis]), axis) for k in range(3)) / np.float32(3)
+        noise = np.stack([np.take(padded, np.arange(k, k + size[axis]), axis) for k in range(3)]).mean(0)
     position = (coord - low) / granularity
     cell = position.astype(np.int64)  # positive, and at most size - 2
     fraction = (position - cell).astype(np.float32)
@@ -186,7 +186,7 @@ class ChromaticAutoContrast:
         if scene.color is None or rng.random() >= self.p:
             return scene
         blend = rng.random() if self.blend is None else self.blend
-        low, high = scene.color.min(0), scene.color.max(0)
+        low, high = bounding_box(scene.color)
         gain = 255.0 / np.maximum(high - low, 1e-3)
         return _map_color(scene, lambda color: (1 - blend) * color + blend * (color - low) * gain)
 
@@ -292,7 +292,7 @@ class SphereCrop:
         if len(scene) <= limit:
             return scene
         coord = scene.coord
-        middle = coord[rng.integers(len(coord))] if self.center == "random" else (coord.min(0) + coord.max(0)) / 2
+        middle = coord[rng.integers(len(coord))] if self.center == "random" else bounding_box(coord).mean(0)
         distance = ((coord - middle) ** 2).sum(1)
         return take_points(scene, np.sort(np.argpartition(distance, limit - 1)[:limit]))
 

@@ -132,5 +132,5 @@ def unproject(views: Views, *, name: str = "scene", max_points: int | None = Non
 
 def select_views(views: Views, index: NDArray[np.integer]) -> Views:
     """Keep the given views, in the given order."""
-    kept = {name: None if value is None else value[index] for name, value in vars(views).items()}
+    kept: dict[str, Any] = {name: None if value is None else value[index] for name, value in vars(views).items()}
     return Views(**kept)

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .sync_norm import synchronized_norm, update_statistics
 
 _keep_statistics: ContextVar[bool] = ContextVar("keep_statistics", default=False)
 
@@ -27,24 +29,6 @@ def keep_statistics() -> Iterator[None]:
         yield
     finally:
         _keep_statistics.reset(token)
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        value = value.clone()
-        dist.all_reduce(value)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].clone()  # the sum enters every process's loss
-        dist.all_reduce(grad)
-        return grad
-
-
-def _sum_over_processes(value: Tensor) -> Tensor:
-    return cast(Tensor, _SumOverProcesses.apply(value))
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -66,7 +50,7 @@ class BatchNorm(nn.BatchNorm1d):
     def normalize(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Normalize with this norm's statistics and the given scale and shift (C,)."""
         dtype = torch.promote_types(feat.dtype, torch.float32)
-        if self.reduces:
+        if self.reduces or (self.synchronized and self.training and len(feat) > 1 and feat.device.type == "cpu"):
             return self._normalize_synchronized(feat.to(dtype), weight, bias).to(feat.dtype)
         training = self.training and len(feat) > 1
         update = training and not _keep_statistics.get()
@@ -86,22 +70,12 @@ class BatchNorm(nn.BatchNorm1d):
     def _normalize_synchronized(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The same with statistics of the rows of all processes; this one may have none."""
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        total = _sum_over_processes(
-            torch.cat([feat.sum(0), feat.new_full((1,), len(feat))])
-        )  # (C + 1,) sums and the count
-        count = total[-1].detach()
-        mean = total[:-1] / count.clamp(min=1.0)
-        centred = feat - mean
-        var = _sum_over_processes(centred.square().sum(0)) / count.clamp(min=1.0)
+        output, mean, variance, count = synchronized_norm(feat, weight, bias, eps=self.eps)
         if not _keep_statistics.get():
-            with torch.no_grad():
-                rate = self.momentum * (count > 1).to(mean.dtype)
-                self.running_mean.lerp_(mean, rate)
-                self.running_var.lerp_(var * count / (count - 1.0).clamp(min=1.0), rate)
-                self.num_batches_tracked.add_((count > 1).long())  # type: ignore[union-attr]
-        scale = (var + self.eps).rsqrt()
-        scale = scale if weight is None else scale * weight
-        return centred * scale if bias is None else torch.addcmul(bias, centred, scale)
+            rate = torch.full((), self.momentum, dtype=mean.dtype, device=mean.device)
+            update_statistics(self.running_mean, self.running_var, mean, variance, count, rate)
+            self.num_batches_tracked.add_((count[0] > 1).long())  # type: ignore[union-attr]
+        return output
 
 
 def synchronize_norms(model: nn.Module, enable: bool = True) -> nn.Module:

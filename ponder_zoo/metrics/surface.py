@@ -48,7 +48,7 @@ def surface_scores(
         ImportError: if scipy is not installed.
     """
     try:
-        from scipy.spatial import cKDTree
+        from scipy.spatial import KDTree
     except ImportError as error:
         raise ImportError("Surface metrics use scipy, which is not installed. Run: pip install scipy") from error
     guess, truth = _points("predicted", predicted), _points("true", true)
@@ -58,8 +58,8 @@ def surface_scores(
         )
     if len(guess) == 0:
         return SurfaceScores(math.nan, math.nan, math.nan, 0.0, 0.0, 0.0, math.nan)
-    to_truth, nearest_truth = cKDTree(truth).query(guess)
-    to_guess, nearest_guess = cKDTree(guess).query(truth)
+    to_truth, nearest_truth = KDTree(truth).query(guess)
+    to_guess, nearest_guess = KDTree(guess).query(truth)
     precision, recall = float((to_truth <= threshold).mean()), float((to_guess <= threshold).mean())
     consistency = math.nan
     if predicted_normal is not None and true_normal is not None:

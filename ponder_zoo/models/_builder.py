@@ -7,17 +7,21 @@ import difflib
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from ._columns import ColumnMap, map_columns
 from ._config import PointCfg, PretrainedCfg
-from ._pretrained import FilterFn, load_weights, read_safetensors
+from ._download import HubRepo
+from ._pretrained import FilterFn, load_weights, read_weights, write_tensors
 from ._registry import find_architecture
 
 _logger = logging.getLogger(__name__)
 
+_told: set[str] = set()  # terms of weights that were logged
 RUNTIME_ARGS = ("backend",)  # how to compute, not what: never written into config.json
 
 
@@ -31,7 +35,10 @@ def build_model(
     checkpoint_path: str | Path | None = None,
     checkpoint_filter_fn: FilterFn | None = None,
     cache_dir: str | Path | None = None,
+    endpoint: str | None = None,
+    token: str | bool | None = None,
     feature_columns: Sequence[str] | None = None,
+    column_proxies: Mapping[str, Sequence[str]] | None = None,
     in_chans: int | None = None,
     num_classes: int | None = None,
     grid_size: float | None = None,
@@ -41,7 +48,9 @@ def build_model(
     """Build an encoder and, if asked, load its weights. Entry points call this; users call `create_model`.
 
     Args:
-        model_cls: takes `in_chans`, `num_classes`, `grid_size` and `model_args`.
+        model_cls: takes `in_chans`, `num_classes`, `grid_size` and `model_args`. If its attribute `stem_weight_name`
+            names the one weight that reads the columns (input channels last), weights for other columns are adapted;
+            if it also takes `append_one`, so are those whose dropped columns are not zero at their fill value.
         architecture: the registered name.
         pretrained: load the weights that the config names; having none is an error.
         pretrained_cfg: config of the variant; default: the architecture's first.
@@ -49,7 +58,10 @@ def build_model(
         checkpoint_path: load this safetensors file instead of the config's source.
         checkpoint_filter_fn: turns foreign key names into the model's.
         cache_dir: of the Hub client.
+        endpoint: of the Hub; default: the client's.
+        token: for the Hub; default: the client's.
         feature_columns: names of the input columns, in order; default: the config's.
+        column_proxies: new column -> the columns of the weights whose mean stands for it.
         in_chans: number of input columns; takes the config's first ones. Prefer `feature_columns`.
         num_classes: of the head; 0 for none. Default: the config's.
         grid_size: metres; default: the config's.
@@ -72,17 +84,22 @@ def build_model(
     condition = condition if condition is not None else cfg.condition
     if condition is not None:
         args["condition"] = condition
+    columns = None
+    loads = pretrained or checkpoint_path is not None
+    if loads and point_cfg.feature_columns != cfg.point_cfg.feature_columns:
+        proxies = {name: tuple(sources) for name, sources in (column_proxies or {}).items()}
+        columns = map_columns(cfg.point_cfg, point_cfg, proxies)
+        if columns.needs_ones:
+            args["append_one"] = True
+            _check_appends_one(model_cls, architecture, columns)
     _check_arguments(model_cls, architecture, args)
-    model = model_cls(**args)
-    if pretrained or checkpoint_path is not None:
-        state_dict, source = _read_source(cfg, checkpoint_path, cache_dir, architecture)
-        if point_cfg.feature_columns != cfg.point_cfg.feature_columns:
-            raise ValueError(
-                f"The weights of {architecture} from {source} read the columns {list(cfg.point_cfg.feature_columns)}; "
-                f"asked for {list(point_cfg.feature_columns)}. Give the model those columns (`create_transform` fills "
-                "absent ones), or create it with pretrained=False."
-            )
-        load_pretrained(model, state_dict, source=source, filter_fn=checkpoint_filter_fn)
+    if loads:  # before building: a missing file must not cost the time of building
+        state_dict, source = _read_source(cfg, checkpoint_path, architecture, HubAccess(endpoint, token, cache_dir))
+        model = model_cls(**args)
+        load_pretrained(model, state_dict, source=source, filter_fn=checkpoint_filter_fn, columns=columns)
+        _tell_terms(cfg, source)
+    else:
+        model = model_cls(**args)
     label_names = cfg.label_names if args["num_classes"] == cfg.num_classes else ()
     model.pretrained_cfg = dataclasses.replace(  # type: ignore[assignment]
         cfg, point_cfg=point_cfg, num_classes=args["num_classes"], label_names=label_names, condition=condition
@@ -102,22 +119,59 @@ def build_renderer(renderer_cls: type[nn.Module], architecture: str, **args: Any
 
 
 def load_pretrained(
-    model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str, filter_fn: FilterFn | None = None
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    source: str,
+    filter_fn: FilterFn | None = None,
+    columns: ColumnMap | None = None,
 ) -> None:
-    """Load weights of the same architecture whose head may have another number of classes, and nothing else."""
+    """Load weights of the same architecture whose head may have another number of classes, and stem other columns."""
     state_dict = dict(state_dict)
     if filter_fn is not None:
         state_dict = filter_fn(state_dict, model)
+    adapted = {}
+    if columns is not None:
+        state_dict, adapted = _adapt_stem(model, state_dict, columns, source)
     head = f"{classifier_name(model)}."
     own = {key: value for key, value in model.state_dict().items() if key.startswith(head)}
     theirs = {key: value for key, value in state_dict.items() if key.startswith(head)}
     same = own.keys() == theirs.keys() and all(own[key].shape == theirs[key].shape for key in own)
-    adapted = {}
     if not same:
-        adapted = {key: "dropped, it belongs to another head" for key in theirs}
+        adapted |= {key: "dropped, it belongs to another head" for key in theirs}
         adapted |= {key: "new head, keeps its initialization" for key in own}
         state_dict = {key: value for key, value in state_dict.items() if key not in theirs}
-    load_weights(model, state_dict, source=source, adapted=adapted, allow_missing=() if same else (head,))
+    words = {} if columns is None else columns.words
+    allowed = () if same else (head,)
+    load_weights(model, state_dict, source=source, adapted=adapted, allow_missing=allowed, columns=words)
+
+
+def _adapt_stem(
+    model: nn.Module, state_dict: dict[str, Tensor], columns: ColumnMap, source: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    name = getattr(model, "stem_weight_name", None)
+    if not isinstance(name, str):
+        raise ValueError(
+            f"The weights from {source} read other columns, and {type(model).__name__} does not say which of its "
+            "weights reads them (`stem_weight_name`). Give the model the columns of the weights (`create_transform` "
+            "fills absent ones), or create it with pretrained=False."
+        )
+    if name not in state_dict:
+        return state_dict, {}  # strict loading reports it
+    if all(what.startswith(("new", "dropped")) for what in columns.words.values()):
+        _logger.warning("No column of the weights from %s is among the model's: its stem starts at zero.", source)
+    appends_one = bool(getattr(model, "append_one", False))
+    state_dict = {**state_dict, name: columns.apply(state_dict[name], appends_one)}
+    return state_dict, {name: "; ".join(f"{column} {what}" for column, what in columns.words.items())}
+
+
+def _check_appends_one(model_cls: type[nn.Module], architecture: str, columns: ColumnMap) -> None:
+    if "append_one" not in inspect.signature(model_cls).parameters:
+        folded = ", ".join(f"{name} ({what})" for name, what in columns.words.items() if "folded" in what)
+        raise ValueError(
+            f"'{architecture}' cannot drop columns whose fill value is not zero after normalization: {folded}. Keep "
+            "them in feature_columns: `create_transform` fills absent columns."
+        )
 
 
 def classifier_name(model: nn.Module) -> str:
@@ -149,22 +203,56 @@ def _point_cfg(
     return cfg.select(names)
 
 
-def _read_source(
-    cfg: PretrainedCfg, checkpoint_path: str | Path | None, cache_dir: str | Path | None, architecture: str
-) -> tuple[dict[str, Tensor], str]:
-    path = checkpoint_path if checkpoint_path is not None else cfg.file
-    if path is not None:
-        return read_safetensors(path), str(path)
-    if cfg.hf_hub_id is not None:
-        from huggingface_hub import hf_hub_download
+@dataclass(frozen=True)
+class HubAccess:
+    """How to reach the Hub; None leaves it to the client."""
 
-        path = hf_hub_download(cfg.hf_hub_id, cfg.hf_hub_filename, cache_dir=cache_dir)
-        return read_safetensors(path), f"{cfg.hf_hub_id}/{cfg.hf_hub_filename}"
+    endpoint: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | Path | None = None
+
+
+def _read_source(
+    cfg: PretrainedCfg, checkpoint_path: str | Path | None, architecture: str, access: HubAccess
+) -> tuple[dict[str, Tensor], str]:
+    if checkpoint_path is not None:
+        return read_weights(checkpoint_path), str(checkpoint_path)
+    hub = None
+    if cfg.hf_hub_id is not None:
+        repo = HubRepo.parse(cfg.hf_hub_id, **dataclasses.asdict(access))
+        hub = dataclasses.replace(repo, revision=cfg.hf_hub_revision)
+    if cfg.file is not None:
+        return read_weights(cfg.file), f"{hub}/{Path(cfg.file).name}" if hub else cfg.file
+    if hub is not None:
+        path, hub = hub.file(cfg.hf_hub_filename)
+        return _read_converted(path, access), f"{hub}/{cfg.hf_hub_filename}"
     name = f"{architecture}.{cfg.tag}" if cfg.tag else architecture
     raise ValueError(
         f"pretrained=True, but '{name}' has no published weights. ponder_zoo.list_pretrained() lists the variants that "
         "have some; your own come from `local-dir:FOLDER` or checkpoint_path=FILE."
     )
+
+
+def _read_converted(path: Path, access: HubAccess) -> dict[str, Tensor]:
+    """Weights of a downloaded file; those of a foreign one are kept as safetensors under the digest of the original."""
+    digest = path.resolve().name
+    if path.suffix == ".safetensors" or len(digest) != 64:
+        return read_weights(path)
+    from huggingface_hub import constants
+
+    folder = Path(access.cache_dir if access.cache_dir is not None else constants.HF_HOME) / "ponder_zoo"
+    converted = folder / f"{digest}.safetensors"
+    if not converted.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(converted, read_weights(path))
+    return read_weights(converted)
+
+
+def _tell_terms(cfg: PretrainedCfg, source: str) -> None:
+    """Say once per process what using the weights is subject to."""
+    if cfg.training_data_license is not None and cfg.training_data_license not in _told:
+        _told.add(cfg.training_data_license)
+        _logger.warning("Terms of the training data of the weights from %s: %s", source, cfg.training_data_license)
 
 
 def _check_arguments(model_cls: type[nn.Module], architecture: str, args: Mapping[str, Any]) -> None:

@@ -69,6 +69,7 @@ class PretrainedCfg(_JsonConfig):
     # source; the first one given wins
     file: str | None = None
     hf_hub_id: str | None = None
+    hf_hub_revision: str | None = None
     hf_hub_filename: str = "model.safetensors"
     # identity
     architecture: str = ""
@@ -80,12 +81,15 @@ class PretrainedCfg(_JsonConfig):
     num_classes: int = 0
     label_names: tuple[str, ...] = ()
     classifier: str = "head"  # prefix of the classifier's keys
+    # arguments of the architecture that this variant needs
+    model_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # provenance
     license: str | None = None
     description: str | None = None
     origin_url: str | None = None
     paper_ids: tuple[str, ...] = ("arXiv:2310.08586",)
     training_data: str | None = None
+    training_data_license: str | None = None  # the terms of the data, which may bind the weights
 
     @property
     def has_weights(self) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from ._foreign import read_checkpoint, state_dict_of
+from ._safety import safetensors_shapes
 
 _logger = logging.getLogger(__name__)
 
@@ -25,6 +29,7 @@ class LoadReport:
     adapted: Mapping[str, str] = field(default_factory=dict)  # key -> what was done to it, in words
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)  # input column -> what became of it, where columns differ
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded from {self.source}"]
@@ -52,15 +57,40 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected weights at {path}; there is no such file. Check the path or export again.")
+    safetensors_shapes(path)  # before the library maps the file: clearer messages and our own bounds
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is not a readable safetensors file ({error}); {path.stat().st_size} bytes. It may be truncated: "
-            "copy or download it again. Checkpoints in other formats (.pth, .bin) must be converted first."
-        ) from error
+        raise ValueError(f"{path} is not a readable safetensors file ({error}). Copy or download it again.") from error
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a foreign `.pth`, `.pt` or `.bin` checkpoint without unpickling code."""
+    if Path(path).suffix in (".pth", ".pt", ".bin", ".ckpt"):
+        return state_dict_of(read_checkpoint(path), path)
+    return read_safetensors(path)
+
+
+def write_tensors(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically; tensors that share memory are written apart."""
+    from safetensors.torch import save
+
+    tensors = {key: value.detach().to("cpu", copy=False).contiguous() for key, value in state_dict.items()}
+    shared = {key: value.clone() for key, value in tensors.items() if value.untyped_storage().nbytes() != value.nbytes}
+    write_atomic(path, save({**tensors, **shared}, metadata={"format": "pt", **(metadata or {})}))
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write aside, flush to disk, rename: a reader sees the old file or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def strip_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,6 +109,7 @@ def load_weights(
     source: str,
     adapted: Mapping[str, str] | None = None,
     allow_missing: tuple[str, ...] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Copy `state_dict` into `model`; every key must match but those that the caller names.
 
@@ -88,6 +119,7 @@ def load_weights(
         source: where the weights come from, for messages.
         adapted: keys that the caller changed or dropped on purpose, and how.
         allow_missing: prefixes of model keys that may be absent (a new head).
+        columns: what became of each input column, for the report.
 
     Raises:
         ValueError: for missing or unexpected keys or shapes that differ. The model is left untouched.
@@ -114,7 +146,8 @@ def load_weights(
         for key, value in own.items():
             if key in state_dict:
                 value.copy_(state_dict[key])
-    report = LoadReport(source, tuple(key for key in own if key in state_dict), dict(adapted or {}), missing)
+    loaded = tuple(key for key in own if key in state_dict)
+    report = LoadReport(source, loaded, dict(adapted or {}), missing, columns=dict(columns or {}))
     model.load_report = report  # type: ignore[assignment]
     _logger.info("%s", report)
     return report

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -14,6 +16,8 @@ from typing import Any, Literal, TypeVar
 from torch import nn
 
 from ._config import PretrainedCfg
+
+_logger = logging.getLogger(__name__)
 
 Modality = Literal["points", "images", "renderer"]
 EntryPoint = Callable[..., nn.Module]
@@ -28,6 +32,9 @@ class _Architecture:
 
 
 _architectures: dict[str, _Architecture] = {}
+_deprecated: dict[str, str | None] = {}  # old name -> the one to use, or None
+_plugins_loaded = False
+PLUGIN_GROUP = "ponder_zoo.models"  # entry points of other packages whose import registers models
 
 
 def generate_default_cfgs(cfgs: Mapping[str, PretrainedCfg]) -> dict[str, dict[str, PretrainedCfg]]:
@@ -73,6 +80,52 @@ def register_renderer(entry_point: Entry) -> Entry:
     return _register(entry_point, "renderer")
 
 
+def register_model_deprecations(names: Mapping[str, str | None]) -> None:
+    """Keep old names working, with a warning, while hiding them from `list_models`.
+
+    Args:
+        names: old `arch` or `arch.tag` -> its replacement, or None where there is none, which makes it an error.
+
+    Example:
+        >>> register_model_deprecations({"old_encoder": "my_encoder.tag"})
+    """
+    _deprecated.update(names)
+
+
+def load_plugins() -> None:
+    """Import what installed packages declare under the entry-point group `ponder_zoo.models`, once per process.
+
+    Happens when names are listed or one is unknown, not on import. A package that cannot be imported is reported and
+    left out.
+    """
+    global _plugins_loaded
+    if _plugins_loaded:
+        return
+    _plugins_loaded = True
+    from importlib.metadata import entry_points
+
+    for plugin in entry_points(group=PLUGIN_GROUP):
+        before = dict(_architectures)
+        try:
+            plugin.load()
+        except Exception as error:  # whatever another package raises must not take this one's models away
+            _logger.warning("The models of '%s' are not available: importing it raised %r.", plugin.value, error)
+        replaced = [name for name, entry in before.items() if _architectures[name] is not entry]
+        if replaced:
+            _logger.warning("'%s' replaces the models %s.", plugin.value, replaced)
+
+
+def _current_name(name: str) -> str:
+    """The name to use instead of a deprecated one."""
+    if name not in _deprecated:
+        return name
+    new = _deprecated[name]
+    if new is None:
+        raise ValueError(f"The model '{name}' was removed and has no successor. ponder_zoo.list_models() lists others.")
+    warnings.warn(f"The model name '{name}' is deprecated; use '{new}'.", FutureWarning, stacklevel=4)
+    return _current_name(new)
+
+
 def _natural(name: str) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
 
@@ -87,6 +140,7 @@ def list_models(
         pretrained: list `arch.tag` of the variants that have weights instead of architectures.
         modality: "points", "images" or "renderer"; None lists both kinds of encoders.
     """
+    load_plugins()
     wanted = {modality} if modality is not None else {"points", "images"}
     names = []
     for architecture, entry in _architectures.items():
@@ -117,6 +171,8 @@ def list_renderers(filter: str | Sequence[str] = "") -> list[str]:
 def is_model(name: str) -> bool:
     """Whether `create_model(name)` knows the architecture and the tag, if one is given."""
     architecture, tag = split_name(name)
+    if architecture not in _architectures:
+        load_plugins()
     entry = _architectures.get(architecture)
     return entry is not None and entry.modality != "renderer" and (not tag or tag in entry.cfgs)
 
@@ -132,13 +188,16 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
 
 def find_architecture(name: str, renderer: bool = False) -> tuple[EntryPoint, PretrainedCfg]:
     """Entry point and config of `arch[.tag]` among the encoders, or among the renderers."""
-    architecture, tag = split_name(name)
-    kind, known = ("renderer", list_renderers()) if renderer else ("model", list_models())
-    if architecture not in known:
+    architecture, tag = split_name(_current_name(name))
+    kind = "renderer" if renderer else "model"
+    entry = _architectures.get(architecture)
+    if entry is None or (entry.modality == "renderer") is not renderer:
+        known = list_renderers() if renderer else list_models()  # with those of other packages
+        entry = _architectures.get(architecture) if architecture in known else None
+    if entry is None:
         close = difflib.get_close_matches(architecture, known, n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(close)}?" if close else f"Known ones: {', '.join(known)}."
         raise ValueError(f"Unknown {kind} '{architecture}'. {hint} ponder_zoo.list_{kind}s() lists all.")
-    entry = _architectures[architecture]
     if not tag:
         return entry.entry_point, next(iter(entry.cfgs.values()))
     if tag not in entry.cfgs:

@@ -15,9 +15,11 @@ from itertools import islice
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..heads.text import TextAlignedHead
 from ..layers.blocks import ConvNorm, NormLayer, ResidualBlock
 from ..layers.norms import BatchNorm, Prompt, PromptDrivenNorm, keep_statistics
 from ..ops.grid_sample import grid_index
@@ -25,10 +27,13 @@ from ..sparse import DownConv3d, SparseTensor, SubMConv3d, UpConv3d, average_row
 from ..structures import PointBatch
 from ._builder import build_model
 from ._config import PretrainedCfg
+from ._official import CONDITIONS as RELEASED_CONDITIONS
+from ._official import HEAD_KEYS, released_cfgs
+from ._official import TABLE_ORDER as _OFFICIAL_TABLE_ORDER
+from ._pretrained import strip_wrappers
 from ._registry import generate_default_cfgs, register_model
 
 NUM_STAGES = 4  # resolutions below the input's; the decoder has as many
-RELEASED_CONDITIONS = ("ScanNet", "S3DIS", "Structured3D")
 
 
 class EncoderStage(nn.Module):
@@ -87,6 +92,12 @@ class SparseUNet(nn.Module):
         context_dim: width of a condition's context vector.
         affine: whether the norms have a learned scale and shift of their own.
         zero_init: start prompt-driven norms without influence of the context.
+        append_one: whether the stem reads a column of ones beside the given ones. Adapting weights to other columns
+            sets it where dropped columns are not zero at their fill value: in a sparse convolution that is no bias.
+        head: "linear", or "text" for a `TextAlignedHead` as described by `text_head` where `num_classes` is the number
+            of classes of `condition` (any other number means a new linear head). It gives other conditions their own
+            classes, so one condition per batch.
+        text_head: `embed_dim`, `num_embeddings` and `classes` of that head.
         backend: of the sparse convolutions: "auto", "torch" or "spconv".
 
     Example:
@@ -95,6 +106,8 @@ class SparseUNet(nn.Module):
         >>> model(points).shape
         torch.Size([50, 5])
     """
+
+    stem_weight_name = "stem.conv.weight"  # what reads the feature columns, input channels last
 
     def __init__(
         self,
@@ -111,6 +124,9 @@ class SparseUNet(nn.Module):
         context_dim: int = 256,
         affine: bool = True,
         zero_init: bool = False,
+        append_one: bool = False,
+        head: Literal["linear", "text"] = "linear",
+        text_head: Mapping[str, Any] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -122,6 +138,7 @@ class SparseUNet(nn.Module):
         self.norm = norm
         self.conditions = tuple(conditions) if norm == "prompt" else ()
         self.condition = condition
+        self.append_one = append_one
         self.grad_checkpointing = False
 
         norm_layer: NormLayer = partial(BatchNorm, affine=affine)
@@ -131,7 +148,7 @@ class SparseUNet(nn.Module):
                 PromptDrivenNorm, num_conditions=len(conditions), context_dim=context_dim, affine=affine
             )
         layers: dict[str, Any] = {"norm_layer": norm_layer, "backend": backend}
-        stem = SubMConv3d(in_chans, stem_channels, kernel_size=5, backend=backend)
+        stem = SubMConv3d(in_chans + append_one, stem_channels, kernel_size=5, backend=backend)
         self.stem = ConvNorm(stem, norm_layer(stem_channels))
         widths = [stem_channels, *channels[:NUM_STAGES]]  # of the resolutions, fine to coarse
         self.enc = nn.ModuleList(EncoderStage(widths[i], widths[i + 1], depths[i], **layers) for i in range(NUM_STAGES))
@@ -147,6 +164,11 @@ class SparseUNet(nn.Module):
                 if isinstance(module, PromptDrivenNorm):
                     nn.init.zeros_(module.modulation.weight)
         self.reset_classifier(num_classes)
+        if head == "text" and num_classes > 0:
+            if text_head is None or condition is None:
+                raise ValueError("head='text' expected text_head={...} and a condition, got none. Give both.")
+            if num_classes == len(text_head["classes"].get(condition, ())):
+                self.head = TextAlignedHead(self.num_features, **text_head)
         stages = [("stem", 1), *((f"enc.{i}", 2 ** (i + 1)) for i in range(NUM_STAGES))]
         stages += [(f"dec.{i}", 2 ** (NUM_STAGES - 1 - i)) for i in range(NUM_STAGES)]
         self.feature_info = [
@@ -169,7 +191,17 @@ class SparseUNet(nn.Module):
 
     def forward_head(self, features: PointBatch, pre_logits: bool = False) -> Tensor:
         """Logits (N, num_classes) of features (N, num_features); the features where `pre_logits` or without a head."""
-        return features.feat if pre_logits else self.head(features.feat)
+        if pre_logits:
+            return features.feat
+        if not isinstance(self.head, TextAlignedHead):
+            return self.head(features.feat)
+        condition = features.condition if features.condition is not None else self.condition
+        if not isinstance(condition, str):
+            raise ValueError(
+                f"A text-aligned head expected one condition for the batch, got {condition}: the number of classes "
+                "differs between conditions. Pass scenes of one condition at a time."
+            )
+        return self.head(features.feat, condition)
 
     def forward_point_features(self, points: PointBatch) -> Tensor:
         """Features (M, num_features) of the original points in their order, before any grid sampling."""
@@ -234,6 +266,8 @@ class SparseUNet(nn.Module):
         if grid_coord is None:
             grid_coord = grid_index(points.coord, self.grid_size, batch=batch)
         x, row = SparseTensor.from_points(points.feat, grid_coord, batch, points.batch_size)
+        if self.append_one:
+            x = x.with_feat(F.pad(x.feat, (0, 1), value=1.0))
         return x, row, prompt
 
     def _prompt(self, points: PointBatch) -> Prompt | None:
@@ -356,7 +390,6 @@ _OFFICIAL_LAYERS = {  # within one of these places, v1m1 and v1m3
     "conv1": "conv1", "conv2": "conv2", "bn1": "norm1", "bn2": "norm2",
     "proj.0": "shortcut", "proj_conv": "shortcut", "proj.1": "shortcut_norm", "proj_norm": "shortcut_norm",
 }  # fmt: skip
-_OFFICIAL_TABLE_ORDER = ("Structured3D", "ScanNet", "S3DIS")  # of `embedding_table`, unlike that of the norms
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -369,7 +402,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> 
         ValueError: for a key inside the encoder that has no counterpart.
     """
     assert isinstance(model, SparseUNet)
-    encoder = _encoder_entries(state_dict)
+    encoder = encoder_entries(state_dict)
     if "stem.conv.weight" in encoder:
         return encoder
     result: dict[str, Tensor] = {}
@@ -381,10 +414,13 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> 
         name = _our_name(key, model.conditions)
         if name is not None:
             result[name] = _as_linear(value) if name.endswith(("shortcut.weight", "head.weight")) else value
+    if isinstance(model.head, TextAlignedHead):
+        above = strip_wrappers(state_dict)
+        result |= {ours: above[theirs] for theirs, ours in HEAD_KEYS.items() if theirs in above}
     return result
 
 
-def _encoder_entries(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def encoder_entries(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's entries without prefixes, and the table of contexts that sits one level above it."""
     entries = {key.removeprefix("module."): value for key, value in state_dict.items()}
     for prefix in ("backbone.backbone.", "backbone."):
@@ -445,7 +481,7 @@ default_cfgs = generate_default_cfgs(
         "sparseunet34": PretrainedCfg(),
         "sparseunet_small": PretrainedCfg(),
         "sparseunet_tiny": PretrainedCfg(),
-        "sparseunet_ponderv2.scannet_s3dis_structured3d": PretrainedCfg(condition="ScanNet"),
+        **released_cfgs("sparseunet_ponderv2"),
         "sparseunet_ponderv2_small": PretrainedCfg(condition="ScanNet"),
         "sparseunet_ponderv2_tiny": PretrainedCfg(condition="ScanNet"),
     }

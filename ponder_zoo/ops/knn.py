@@ -61,9 +61,9 @@ def knn_tree(
     Like `knn` for one scene of numpy arrays: query (M, 3), support (N, 3) -> distances and rows (M, k); fast for 1e4
     points and more.
     """
-    from scipy.spatial import cKDTree  # imported here: `import ponder_zoo` must not cost scipy
+    from scipy.spatial import KDTree  # imported here: `import ponder_zoo` must not cost scipy
 
     if len(support) == 0 or k < 1:
         raise ValueError(f"Expected support points and k >= 1; got support {support.shape} and k={k}.")
-    distance, index = cKDTree(support).query(query, k=np.arange(1, k + 1))
-    return distance, np.where(np.isfinite(distance), index, -1).astype(np.int64)
+    distance, index = (np.asarray(found).reshape(len(query), k) for found in KDTree(support).query(query, k=k))
+    return distance.astype(np.float64), np.where(np.isfinite(distance), index, -1).astype(np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -120,15 +120,16 @@ class SDFField(AbstractField):
         """Shift the sdf's bias so that zero features in the middle of the box give `initial_sdf`."""
         zero = torch.zeros(1, self.sdf_mlp.in_chans)
         start = self.sdf_mlp(zero, torch.full((1, 3), 0.5), outputs=1)[0, 0]
-        self.sdf_mlp.layers[-1].bias[0] += initial_sdf - start
+        last, _ = self.sdf_mlp._linears()[-1]
+        last.bias[0] += initial_sdf - start
 
     def sdf(self, positions: Tensor, volume: Volumes) -> Tensor:
         """Signed distance alone, for samplers and meshes: (B, R, S, 3) metres -> (B, R, S)."""
         with torch.autocast(positions.device.type, enabled=False):
             volumes = self._check(volume)
             lower, extent = _box(volumes[0].grid, positions)
-            unit = (positions - lower) / extent
-            feat = torch.cat([self._halves(sample_volume(item, positions))[0] for item in volumes], -1)
+            unit = (positions - lower) / extent  # not moved into the box, as the official samplers do not either
+            feat = _join([self._halves(sample_volume(item, positions))[0] for item in volumes])
             return self.sdf_mlp(feat, unit, outputs=1)[..., 0]
 
     def forward(self, positions: Tensor, directions: Tensor, volume: Volumes) -> FieldOutput:
@@ -138,7 +139,7 @@ class SDFField(AbstractField):
             positions, unit = self._normalise(positions, volumes[0].grid)
             lookups = [sample_volume_with_gradient(item, positions) for item in volumes]
             halves = [self._halves(feat) for feat, _ in lookups]
-            sdf_feat = torch.cat([first for first, _ in halves], -1)  # (B, R, S, C)
+            sdf_feat = _join([first for first, _ in halves])  # (B, R, S, C)
             out, feat_slope, unit_slope = self.sdf_mlp.value_and_slope(sdf_feat, unit)
             gradient = self._gradient(
                 feat_slope.split([first.shape[-1] for first, _ in halves], -1),
@@ -233,22 +234,22 @@ class InjectedMLP(nn.Module):
     def value_and_slope(self, feat: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The outputs, and the derivatives of the first with respect to `feat` and `unit` (None if not an input)."""
         out, pre_activations = self._forward(feat, unit, None)
-        slope = self.layers[-1].weight[0]  # d(out_0)/d(input of the last layer): (hidden), then (..., hidden)
-        feat_slope = slope @ self.inject[-1].weight
-        for index in range(len(self.layers) - 2, -1, -1):
+        *hidden_layers, (last, last_inject) = self._linears()
+        slope = last.weight[0]  # d(out_0)/d(input of the layer): (hidden) for the last one, then (..., hidden)
+        feat_slope = slope @ last_inject.weight
+        for index, (layer, inject) in reversed(list(enumerate(hidden_layers))):
             slope = slope * self._act_slope(pre_activations[index])
-            feat_slope = feat_slope + slope @ (self.layers[index].weight @ self.inject[index].weight)
-            if index > 0:
-                slope = slope @ self.layers[index].weight
+            feat_slope = feat_slope + slope @ (layer.weight @ inject.weight)
+            if index > 0 or self.points_factor != 0.0:
+                slope = slope @ layer.weight
         unit_slope = None
         if self.points_factor != 0.0:
-            first = self.layers[0].weight @ self.position.weight if len(self.layers) > 1 else self.position.weight
-            unit_slope = (self.points_factor * (slope @ first)).expand_as(unit)
+            unit_slope = (self.points_factor * (slope @ self.position.weight)).expand_as(unit)
         return out, feat_slope.expand_as(feat), unit_slope
 
     def _forward(self, feat: Tensor, unit: Tensor, outputs: int | None) -> tuple[Tensor, list[Tensor]]:
         pre_activations: list[Tensor] = []
-        for index, (layer, inject) in enumerate(zip(self.layers, self.inject, strict=True)):
+        for index, (layer, inject) in enumerate(self._linears()):
             weight, bias = layer.weight, layer.bias
             if index == len(self.layers) - 1:
                 weight, bias = weight[:outputs], bias[:outputs]
@@ -260,6 +261,9 @@ class InjectedMLP(nn.Module):
             pre_activations.append(hidden)
         return pre_activations.pop(), pre_activations
 
+    def _linears(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        return cast("list[tuple[nn.Linear, nn.Linear]]", list(zip(self.layers, self.inject, strict=True)))
+
     def _act(self, x: Tensor) -> Tensor:
         return F.softplus(x, beta=100.0) if self.activation == "softplus" else F.relu(x)
 
@@ -270,6 +274,10 @@ class InjectedMLP(nn.Module):
 def unit_vector(vector: Tensor) -> Tensor:
     """Vector / length, smoothly zero at zero: derivatives stay below 1000 where a flat sdf has no normal."""
     return vector / (vector.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
 
 def _box(grid: VolumeGrid, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,7 @@ class NeuS(AbstractSurfaceRenderer):
         share = self.num_importance // self.num_upsample_steps
         for step in range(self.num_upsample_steps):
             weights = interval_weights(edges[..., :-1], sdf, self.importance_sharpness * 2**step)
-            new = sample_pdf(edges, weights, share, stratified=self.training, generator=self.generator)
+            new = sample_pdf(edges, weights, share, rays=rays if self.training else None, generator=self.generator)
             last = step == self.num_upsample_steps - 1
             new_sdf = torch.zeros_like(new[..., :-1]) if last else self._sdf_along(rays, new[..., :-1], volume)
             edges, sdf = merge_edges(edges, sdf, new, new_sdf)
@@ -121,10 +121,13 @@ def neus_alpha(sdf: Tensor, sharpness: Tensor) -> Tensor:
     """Opacity of the S - 1 intervals between S samples: (..., S) -> (..., S - 1). Paper Eq. 7.
 
     The quotient of two sigmoids is formed in the logarithm: exact, with exact derivatives, also deep inside a surface
-    where both round to zero.
+    where both round to zero. Every interval absorbs a further 1e-5, as in the official code: where the sdf is flat the
+    opacity of Eq. 7 vanishes but its derivative does not, and the expected depth (a quotient by the total
+    opacity) of such a ray would have derivatives without bound.
     """
     log_cdf = F.logsigmoid(sharpness * sdf)
-    return -torch.expm1((log_cdf[..., 1:] - log_cdf[..., :-1]).clamp(max=0.0))
+    change = log_cdf[..., 1:] - log_cdf[..., :-1]
+    return -torch.expm1(torch.minimum(change, torch.zeros_like(change)) - 1e-5)  # clamp has no derivative at a tie
 
 
 def half_step_alpha(samples: RaySamples, field: FieldOutput, sharpness: Tensor) -> Tensor:

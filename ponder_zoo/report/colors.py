@@ -55,7 +55,7 @@ def _displayable(lightness: NDArray[Any], chroma: NDArray[Any], hue: NDArray[Any
 
 
 def _is_displayable(rgb: NDArray[Any]) -> NDArray[np.bool_]:
-    return ((rgb >= 0.0) & (rgb <= 1.0)).all(-1)
+    return np.asarray(((rgb >= 0.0) & (rgb <= 1.0)).all(-1))
 
 
 @cache

@@ -165,6 +165,6 @@ def class_bars(evaluation: Mapping[str, Any]) -> list[ClassBar]:
     bars = []
     for name, value in table.items():
         value = value.get("iou") if isinstance(value, Mapping) else value
-        known = isinstance(value, (int, float)) and math.isfinite(value)
-        bars.append(ClassBar(str(name), 100.0 * value if known else None))
+        percent = 100.0 * value if isinstance(value, (int, float)) and math.isfinite(value) else None
+        bars.append(ClassBar(str(name), percent))
     return sorted(bars, key=lambda bar: math.inf if bar.percent is None else -bar.percent)

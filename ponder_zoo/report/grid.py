@@ -39,7 +39,6 @@ class Bar:
 class Grid:
     headers: list[str]
     rows: list[list[Tile]]
-    row_names: list[str]
     title: str = ""
     bars: Sequence[Bar] = ()
     chips: Sequence[tuple[str, tuple[int, int, int]]] = ()
@@ -60,7 +59,7 @@ def _draw(grid: Grid) -> Image.Image:
 
     width = grid.rows[0][0].size[0]
     gap, margin = 10, 28
-    body, small = _font(max(13, width // 11)), _font(max(12, width // 13))
+    body, small = _font(min(max(13, width // 11), 23)), _font(min(max(12, width // 13), 20))
     line = round(1.75 * body.size)
     total_width = 2 * margin + len(grid.headers) * (width + gap) - gap
     top = margin + (round(1.3 * line) if grid.title else 0)

@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..version import __version__
-from .figures import CONSTANT, class_bars, key_figures, readable
+from .figures import CONSTANT, class_bars, key_figures, metric_style, readable
 from .run_files import RunFiles, json_ready, read_run
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _INSTALL = "Run: pip install jinja2 plotly pillow"
 _MAX_PICTURES = 24  # of one series; evenly chosen, first and last included
 _MAX_CURVE_POINTS = 1500
-_BOOKKEEPING = {"epoch", "time", "seconds", "timestamp", "_timestamp", "_runtime", "elapsed", "wall_time"}
+_BOOKKEEPING = {"epoch", "time", "seconds", "timestamp", "_timestamp", "_runtime", "elapsed", "wall_time", "views"}
 _TASKS = {"pretrain": "Pre-training of", "finetune": "Fine-tuning of", "evaluate": "Evaluation of"}
 
 
@@ -202,18 +202,25 @@ def _picture_series(paths: Sequence[Path], problems: list[str]) -> list[dict[str
 
 
 def _data_uri(path: Path) -> tuple[int, int, str]:
-    """Width, height and the picture itself, as WebP where that is smaller than the PNG (usually by five times)."""
+    """Width, height and the picture itself as a data URI; kept, since a run writes its report again and again."""
+    status = path.stat()
+    return _encode(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=256)
+def _encode(path: Path, changed: int, size: int) -> tuple[int, int, str]:
+    """As WebP where that is smaller than the PNG (usually by three times)."""
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError(f"Pictures are packed with Pillow, which is not installed. {_INSTALL}") from error
     raw = path.read_bytes()
     with Image.open(io.BytesIO(raw)) as image:
-        size = image.size
+        shape = image.size
         packed = io.BytesIO()
         image.convert("RGB").save(packed, format="WEBP", quality=78, method=4)
     kind, data = ("webp", packed.getvalue()) if packed.tell() < len(raw) else ("png", raw)
-    return *size, f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return *shape, f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 # Curves
@@ -223,14 +230,21 @@ def _charts(metrics: Mapping[str, tuple[list[float], list[float]]]) -> list[dict
     """What plotly draws: [{"title", "series": [{"name", "x", "y"}]}], losses first."""
     charts: dict[str, list[dict[str, Any]]] = {}
     for name, (steps, values) in metrics.items():
-        if name.rpartition("/")[2] in _BOOKKEEPING or not any(math.isfinite(value) for value in values):
+        if not _is_curve(name, values):
             continue
-        title, label = _chart_of(name)
+        title, label = _chart_of(re.sub(r"^(val|eval|test|train|holdout)_", r"\1/", name))
         keep = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _MAX_CURVE_POINTS)).round().astype(int))
         x, y = [steps[index] for index in keep], [_short(values[index]) for index in keep]
         charts.setdefault(title, []).append({"name": label, "x": x, "y": y})
     ordered = sorted(charts, key=lambda title: (_rank(title), list(charts).index(title)))
     return [{"title": title, "series": charts[title]} for title in ordered]
+
+
+def _is_curve(name: str, values: Sequence[float]) -> bool:
+    """Whether a logged number is worth a chart: no book-keeping, no difference of two others, not zero throughout."""
+    last = re.sub(r"^(val|eval|test|train|holdout)_", "", name.rpartition("/")[2])
+    derived = last.endswith(("_gain", "_ratio"))
+    return last not in _BOOKKEEPING and not derived and any(math.isfinite(value) and value != 0.0 for value in values)
 
 
 def _chart_of(name: str) -> tuple[str, str]:
@@ -244,16 +258,16 @@ def _chart_of(name: str) -> tuple[str, str]:
     if prefix and "loss" in prefix.lower():
         return "Loss terms", " ".join(part for part in name.split("/") if part not in ("train", "loss", "losses"))
     if prefix and prefix.rpartition("/")[2].lower() in ("val", "eval", "test", "train", "holdout"):
-        return readable(last), prefix.replace("/", " ")  # one chart for train and val of a metric
+        return metric_style(last).label, prefix.replace("/", " ")  # one chart for train and val of a metric
     if prefix:
-        return readable(prefix), last.replace("_", " ")
+        return readable(prefix), readable(last)
     if name.startswith("loss_") or name.endswith("_loss"):
         return "Loss terms", name.removeprefix("loss_").removesuffix("_loss").replace("_", " ")
     if name in ("rgb", "depth", "sdf", "eikonal", "free_space", "normal", "semantic", "ce", "lovasz"):
         return "Loss terms", name.replace("_", " ")
     if name == "lr" or name.startswith("lr_") or "learning_rate" in name:
         return "Learning rate", name.removeprefix("lr_")
-    return readable(name), name.replace("_", " ")
+    return metric_style(name).label, readable(name)
 
 
 def _rank(title: str) -> int:
@@ -272,7 +286,7 @@ def _curve_rows(metrics: Mapping[str, tuple[list[float], list[float]]]) -> list[
     rows = []
     for name, (_, values) in metrics.items():
         finite = [value for value in values if math.isfinite(value)]
-        if finite and name.rpartition("/")[2] not in _BOOKKEEPING:
+        if finite and _is_curve(name, values):
             numbers = {"first": finite[0], "last": finite[-1], "smallest": min(finite), "largest": max(finite)}
             rows.append({"name": name} | {key: f"{value:.4g}" for key, value in numbers.items()})
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,8 @@ def write_mesh(mesh: Mesh, path: str | os.PathLike[str]) -> Path:
         written.apply_transform(np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]]))
     file_type = target.suffix.lower().lstrip(".")
     option = "vertex_normal" if file_type == "ply" else "include_normals"  # trimesh's writers name it differently
-    data = written.export(file_type=file_type, **{option: True})
+    options: dict[str, Any] = {"file_type": file_type, option: True}
+    data: Any = written.export(**options)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     unfinished.write_bytes(data.encode() if isinstance(data, str) else data)

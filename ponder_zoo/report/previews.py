@@ -20,6 +20,17 @@ from .grid import Bar, Grid, Tile, save_grid
 from .splat import Camera, orbit_cameras, splat_points
 
 CORRECT, WRONG = (88, 96, 108), (244, 67, 84)
+COLUMNS = (
+    "Input points",
+    "Reference",
+    "Rendered",
+    "Colour error",
+    "Reference depth",
+    "Rendered depth",
+    "Depth error",
+    "Reference normal",
+    "Rendered normal",
+)
 RGB_ERROR_RANGE = 0.4  # mean absolute difference of colours in [0, 1] that gets the brightest colour
 
 
@@ -36,7 +47,7 @@ class PreviewView:
     reference_depth: ArrayLike | None = None  # (h, w) z-depth in metres, 0 = none measured
     rendered_normal: ArrayLike | None = None  # (h, w, 3) world frame, length <= 1
     reference_normal: ArrayLike | None = None  # (h, w, 3) unit, world frame, zero = unknown
-    opacity: ArrayLike | None = None  # (h, w) in [0, 1]; depth and normal of nearly transparent pixels are not shown
+    opacity: ArrayLike | None = None  # (h, w) in [0, 1]; depth and normal of empty pixels (below 0.05) are not shown
     camera: Camera | None = None  # from where; with `points_*`, gives the column of input points
     points_coord: ArrayLike | None = None  # (N, 3) metres, what the encoder saw
     points_color: ArrayLike | None = None  # (N, 3) in 0-255
@@ -68,6 +79,7 @@ def write_view_grid(
     views: Sequence[PreviewView],
     *,
     title: str = "",
+    columns: Sequence[str] = (),
     tile_width: int = 256,
     point_size: float = 0.03,
 ) -> Path:
@@ -81,24 +93,32 @@ def write_view_grid(
         path: the file to write; its folder is made if needed.
         views: at least one.
         title: a line above, such as the step.
+        columns: headers of the columns to show, of `COLUMNS`; empty = all there is data for.
         tile_width: width of one image in pixels.
         point_size: diameter of the drawn input points in metres.
 
     Raises:
-        ValueError: if there is no view, or images of a view differ in size.
+        ValueError: if there is no view, a column is not known, or images of a view differ in size.
     """
     if len(views) == 0:
         raise ValueError("A preview needs at least one view; got none. Keep back at least one frame of the scene.")
     for index, view in enumerate(views):
         _check_view(view, index)
+    if unknown := sorted(set(columns) - set(COLUMNS)):
+        raise ValueError(f"Expected columns of {COLUMNS}, got {unknown}. Use these names.")
     scale = _depth_scale(views)
-    columns = _view_columns(views, scale, point_size)
-    rows = [[draw(view, _tile_size(view, tile_width)) for _, draw in columns] for view in views]
-    bars = [Bar("Colour error", "error", "0", f"{RGB_ERROR_RANGE:g}")]
-    if any(view.reference_depth is not None for view in views):
-        bars += [Bar("Depth error", "error", "0", _metres(scale.error))]
-    bars += [Bar("Depth", "depth", _metres(scale.low), _metres(scale.high)), Bar("Nothing known", None, "", "")]
-    grid = Grid([header for header, _ in columns], rows, [view.name for view in views], title, bars=bars)
+    shown = [
+        (header, draw) for header, draw in _view_columns(views, scale, point_size) if header in columns or not columns
+    ]
+    rows = [[draw(view, _tile_size(view, tile_width)) for _, draw in shown] for view in views]
+    scales = {
+        "Colour error": Bar("Colour error", "error", "0", f"{RGB_ERROR_RANGE:g}"),
+        "Depth error": Bar("Depth error", "error", "0", _metres(scale.error)),
+        "Rendered depth": Bar("Depth", "depth", _metres(scale.low), _metres(scale.high)),
+    }
+    bars = [scales[header] for header, _ in shown if header in scales]
+    bars += [Bar("Nothing known", None, "", "")] if bars else []
+    grid = Grid([header for header, _ in shown], rows, title, bars=bars)
     return save_grid(grid, path)
 
 
@@ -114,7 +134,7 @@ def write_segmentation_views(
     title: str = "",
     num_views: int = 2,
     tile_width: int = 420,
-    point_size: float = 0.04,
+    point_size: float = 0.07,
     max_points: int = 200_000,
 ) -> Path:
     """Write one PNG of a labelled cloud from a few sides: colours (if given), truth, prediction, error; and a legend.
@@ -162,9 +182,9 @@ def write_segmentation_views(
     share = float((guess == label)[labelled].mean()) if labelled.any() else math.nan
     rows[-1][-1].caption = f"{100 * share:.1f} % right" if labelled.any() else "no labels"
     present = np.union1d(np.unique(label[labelled]), np.unique(guess[guess >= 0]))
-    chips = [(str(names[index]), tuple(int(c) for c in palette[index])) for index in present]
+    chips = [(str(names[index]), _color(palette[index])) for index in present]
     chips += [("wrong", WRONG), ("not labelled", UNLABELLED)]
-    return save_grid(Grid(list(images), rows, [""] * num_views, title, chips=chips), path)
+    return save_grid(Grid(list(images), rows, title, chips=chips), path)
 
 
 # Contents of the columns
@@ -223,25 +243,29 @@ def _view_columns(views: Sequence[PreviewView], scale: _DepthScale, point_size: 
         return tile
 
     def reference_normal(view: PreviewView, size: tuple[int, int]) -> Tile:
-        return _blank(size) if view.reference_normal is None else Tile(normal_to_rgb(view.reference_normal), size)
+        return (
+            _blank(size)
+            if view.reference_normal is None
+            else Tile(normal_to_rgb(np.asarray(view.reference_normal)), size)
+        )
 
     def rendered_rgb(view: PreviewView, size: tuple[int, int]) -> Tile:
         value = psnr(view.rendered_rgb, view.reference_rgb)
         return Tile(_byte_rgb(view.rendered_rgb), size, f"PSNR {value:.1f} dB", bold=True)
 
     some = {name: any(getattr(view, name) is not None for view in views) for name in PreviewView.__dataclass_fields__}
-    columns: list[tuple[str, _Draw, bool]] = [
-        ("Input points", input_points, some["points_coord"] and some["camera"]),
-        ("Reference", lambda view, size: Tile(_byte_rgb(view.reference_rgb), size, view.name), True),
-        ("Rendered", rendered_rgb, True),
-        ("Colour error", rgb_error, True),
-        ("Reference depth", lambda v, size: depth(v.reference_depth, v, size, rendered=False), some["reference_depth"]),
-        ("Rendered depth", lambda v, size: depth(v.rendered_depth, v, size, rendered=True), True),
-        ("Depth error", depth_error, some["reference_depth"]),
-        ("Reference normal", reference_normal, some["reference_normal"]),
-        ("Rendered normal", rendered_normal, some["rendered_normal"]),
+    drawn: list[tuple[_Draw, Any]] = [  # how to draw each of COLUMNS, and whether there is something to draw
+        (input_points, some["points_coord"] and some["camera"]),
+        (lambda view, size: Tile(_byte_rgb(view.reference_rgb), size, view.name), True),
+        (rendered_rgb, True),
+        (rgb_error, True),
+        (lambda view, size: depth(view.reference_depth, view, size, rendered=False), some["reference_depth"]),
+        (lambda view, size: depth(view.rendered_depth, view, size, rendered=True), True),
+        (depth_error, some["reference_depth"]),
+        (reference_normal, some["reference_normal"]),
+        (rendered_normal, some["rendered_normal"]),
     ]
-    return [(header, draw) for header, draw, wanted in columns if wanted]
+    return [(header, draw) for header, (draw, wanted) in zip(COLUMNS, drawn, strict=True) if wanted]
 
 
 def _blank(size: tuple[int, int]) -> Tile:
@@ -251,7 +275,7 @@ def _blank(size: tuple[int, int]) -> Tile:
 def _opaque(view: PreviewView) -> NDArray[np.bool_]:
     if view.opacity is None:
         return np.ones(np.asarray(view.rendered_depth).shape, np.bool_)
-    return np.asarray(view.opacity) >= 0.5
+    return np.asarray(view.opacity) >= 0.05
 
 
 def _unit_rgb(image: ArrayLike) -> NDArray[np.float64]:
@@ -262,6 +286,11 @@ def _unit_rgb(image: ArrayLike) -> NDArray[np.float64]:
 
 def _byte_rgb(image: ArrayLike) -> NDArray[np.uint8]:
     return np.round(255 * _unit_rgb(image)).astype(np.uint8)
+
+
+def _color(row: NDArray[Any]) -> tuple[int, int, int]:
+    red, green, blue = (int(channel) for channel in row)
+    return red, green, blue
 
 
 def _median_angle(first: NDArray[Any], second: NDArray[Any]) -> float:

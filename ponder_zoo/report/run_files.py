@@ -123,7 +123,9 @@ def write_clouds(
                 f"{xyz.shape} and {name} {np.shape(value)}. Rename it, or colour the points that `coord` has."
             )
     keep = np.linspace(0, len(xyz) - 1, min(len(xyz), MAX_CLOUD_POINTS)).astype(np.int64)
-    content = {name: _byte_colors(np.asarray(value)[keep], unit=name != "color") for name, value in arrays.items()}
+    content: dict[str, Any] = {
+        name: _byte_colors(np.asarray(value)[keep], unit=name != "color") for name, value in arrays.items()
+    }
     target = Path(run_dir) / "clouds.npz"
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")

@@ -85,7 +85,7 @@ def _project(coord: NDArray[Any], camera: Camera, point_size: float) -> tuple[ND
 def orbit_cameras(
     coord: NDArray[Any], *, count: int = 2, image_size: tuple[int, int], elevation: float = 40.0, azimuth: float = 35.0
 ) -> list[Camera]:
-    """Cameras around a cloud (N, 3), z up, that look at its middle and see all of it.
+    """Cameras around a cloud (N, 3), z up, that fill their image with it.
 
     Args:
         coord: the cloud, metres.
@@ -94,24 +94,27 @@ def orbit_cameras(
         elevation: degrees above the horizon.
         azimuth: degrees of the first camera from the x axis.
     """
-    coord = np.asarray(coord, dtype=np.float64)
-    coord = coord[np.isfinite(coord).all(-1)]
-    low, high = np.quantile(coord, [0.005, 0.995], axis=0) if len(coord) else (np.zeros(3), np.ones(3))
-    centre = 0.5 * (low + high)
-    corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3) - centre
+    points = np.asarray(coord, dtype=np.float64)
+    points = points[np.isfinite(points).all(-1)][:: max(1, len(points) // 20_000)]
+    if len(points) == 0:
+        points = np.zeros((1, 3))
     height, width = image_size
-    focal = 1.4 * min(height, width)
     cameras = []
     for turn in range(count):
         around, up = np.deg2rad(azimuth + 360.0 * turn / count), np.deg2rad(elevation)
         backward = np.array([np.cos(around) * np.cos(up), np.sin(around) * np.cos(up), np.sin(up)])
         right = np.array([-np.sin(around), np.cos(around), 0.0])
         rotation = np.stack([right, np.cross(right, backward), -backward], -1)  # columns: right, down, forward
-        local = corners @ rotation
-        reach = focal * np.abs(local[:, :2]) / (0.47 * np.array([width, height]))  # depth at which a corner just fits
-        distance = max((reach - local[:, 2:]).max(), 0.2 - local[:, 2].min())
+        local = points @ rotation
+        low, high = np.quantile(local, [0.002, 0.998], axis=0)  # a few stray points do not make the rest small
+        centre, size = 0.5 * (low + high), max(float(np.linalg.norm(high - low)), 1e-3)
+        local = local - centre + [0.0, 0.0, 1.6 * size]
+        seen = local[local[:, 2] > 0.1 * size, :2] / local[local[:, 2] > 0.1 * size, 2:]
+        low, high = np.quantile(seen, [0.002, 0.998], axis=0)
+        focal = 0.93 * float((np.array([width, height]) / np.maximum(high - low, 1e-3)).min())
+        middle = np.array([(width - 1) / 2, (height - 1) / 2]) - focal * 0.5 * (low + high)
         pose = np.eye(4)
-        pose[:3, :3], pose[:3, 3] = rotation, centre + distance * backward
-        intrinsics = np.array([[focal, 0.0, (width - 1) / 2], [0.0, focal, (height - 1) / 2], [0.0, 0.0, 1.0]])
+        pose[:3, :3], pose[:3, 3] = rotation, rotation @ (centre - [0.0, 0.0, 1.6 * size])
+        intrinsics = np.array([[focal, 0.0, middle[0]], [0.0, focal, middle[1]], [0.0, 0.0, 1.0]])
         cameras.append(Camera(intrinsics, pose, image_size))
     return cameras

@@ -20,8 +20,11 @@ from ponder_zoo.render import NeuS
 from ponder_zoo.structures import PointBatch, RayBundle, RayTargets, RenderOutput, SceneInput, VolumeGrid
 from ponder_zoo.volume import BlockMask, PointVolumeEncoder, UNet3D
 
+SPCONV = (pytest.mark.spconv, pytest.mark.filterwarnings("ignore:.*getdefaultlocale:DeprecationWarning"))
+BACKENDS = ["torch", pytest.param("spconv", marks=SPCONV)]
 
-def official_ponder(config: dict[str, Any]) -> Ponder:
+
+def official_ponder(config: dict[str, Any], backend: str = "torch") -> Ponder:
     """Our model of an official PonderIndoor configuration."""
     backbone, projection, renderer = config["backbone"], config["projection"], config["renderer"]
     field, sampler = renderer["field"], renderer["sampler"]
@@ -34,6 +37,7 @@ def official_ponder(config: dict[str, Any]) -> Ponder:
         conditions=backbone["conditions"],
         context_dim=backbone["context_channels"],
         affine=backbone["norm_affine"],
+        backend=backend,
     )
     width = projection["f_maps"]
     unet = UNet3D(projection["in_channels"], projection["out_channels"], channels=[width * 2**i for i in range(4)])
@@ -71,12 +75,12 @@ class Case:
         return render_loss(output, self.targets, self.rays, weights, class_embeddings=self.class_embeddings)
 
 
-@pytest.fixture(scope="module")
-def case(shared_dir: Path) -> Case:
+@pytest.fixture(params=BACKENDS)
+def case(request: pytest.FixtureRequest, shared_dir: Path) -> Case:
     data = load_file(shared_dir / "parity/g_ponder_forward.safetensors")
     info = json.loads((shared_dir / "parity/g_ponder_forward.json").read_text())
     config = info["config"]
-    model = official_ponder(config)
+    model = official_ponder(config, request.param)
     state = {key.removeprefix("state."): value for key, value in data.items() if key.startswith("state.")}
     model.load_state_dict(checkpoint_filter_fn(state, model))  # strict
     cubes, pairs = [], []
@@ -143,9 +147,39 @@ def test_the_whole_forward_pass_its_losses_and_gradients_match_the_official_code
         assert_near(parameters[name].grad, value, 2e-3, name)
 
 
+def test_a_training_step_with_stratified_samples_and_the_eval_mode_work_on_the_official_frame(case: Case) -> None:
+    output = case.model.train()(case.scene, case.rays)
+    assert all(value.isfinite() for value in case.losses(output).values())
+    first, second = (case.model.eval()(case.scene, case.rays).rgb for _ in range(2))
+    assert torch.equal(first, second) and first.isfinite().all()
+
+
 def test_the_features_of_the_encoder_match_in_training_mode(case: Case) -> None:
     feat = case.model.train().encoder.forward_features(case.scene.points).feat
     assert_near(feat, case.tensors["train.sparse_backbone_feat"], 2e-5, "features")
+
+
+def test_a_checkpoint_file_of_the_official_layout_loads_strictly(shared_dir: Path) -> None:
+    file = shared_dir / "parity/f_mini_pretrain_checkpoint"
+    state = torch.load(file.with_suffix(".pth"), weights_only=True)["state_dict"]
+    model = official_ponder(json.loads(file.with_suffix(".json").read_text())["config"])
+    ours = checkpoint_filter_fn(state, model)
+    model.load_state_dict(ours)
+    dropped = [key for key in state if "class_embedding" in key or "logit_scale" in key or "proj_head" in key]
+    unused = [key for key in state if "laplace_density" in key]  # parameters of VolSDF, stored for NeuS too
+    assert len(ours) == len(state) - len(dropped) - len(unused)
+
+
+def test_every_key_of_the_released_pre_training_checkpoint_has_its_place(shared_dir: Path) -> None:
+    keys = json.loads((shared_dir / "parity/f_keys_pretrain_ponder_ppt.json").read_text())["keys"]
+    with torch.device("meta"):
+        encoder = SparseUNet(norm="prompt", conditions=("ScanNet", "S3DIS", "Structured3D"))
+        neus = NeuS(128, semantic_dim=512, share_volume=False, frame="official")
+        model = Ponder(PointVolumeEncoder(encoder, UNet3D(96, 128), cells="official"), neus)
+        ours = checkpoint_filter_fn({key: torch.empty(shape) for key, shape in keys.items()}, model)
+    assert {key: tuple(value.shape) for key, value in ours.items()} == {
+        key: tuple(value.shape) for key, value in model.state_dict().items()
+    }
 
 
 def small_ponder(mask: BlockMask | None = None) -> Ponder:

@@ -13,10 +13,12 @@ ALIGNS = ["centers", "corners"]
 SHAPE = (5, 4, 3)
 
 
-def make_volume(align: str = "centers", channels: int = 4, dtype: torch.dtype = torch.float64) -> FeatureVolume:
+def make_volume(
+    align: str = "centers", channels: int = 4, dtype: torch.dtype = torch.float64, shape: tuple[int, int, int] = SHAPE
+) -> FeatureVolume:
     bounds = torch.tensor([[[-1.0, 0.0, 2.0], [1.5, 2.0, 3.0]], [[0.0, 0.0, 0.0], [5.0, 8.0, 3.0]]], dtype=dtype)
-    feat = torch.randn(2, channels, *SHAPE[::-1], dtype=dtype)
-    return FeatureVolume(feat, VolumeGrid(bounds, SHAPE, align))
+    feat = torch.randn(2, channels, *shape[::-1], dtype=dtype)
+    return FeatureVolume(feat, VolumeGrid(bounds, shape, align))
 
 
 def random_positions(volume: FeatureVolume, rays: int = 3, samples: int = 5, spread: float = 1.3) -> Tensor:
@@ -81,8 +83,8 @@ def test_far_outside_is_zero_and_nan_positions_touch_nothing() -> None:
 
 @pytest.mark.parametrize("align", ALIGNS)
 def test_gradcheck_and_gradgradcheck(align: str) -> None:
-    volume = make_volume(align, channels=2)
-    positions = random_positions(volume, rays=2, samples=2).requires_grad_()
+    volume = make_volume(align, channels=2, shape=(3, 2, 2))
+    positions = random_positions(volume, rays=1, samples=3).requires_grad_()
     feat = volume.feat.clone().requires_grad_()
 
     def sample(feat: Tensor, positions: Tensor) -> Tensor:
@@ -93,12 +95,12 @@ def test_gradcheck_and_gradgradcheck(align: str) -> None:
 
 
 @pytest.mark.parametrize("align", ALIGNS)
-@pytest.mark.parametrize("used", [3, 2])
+@pytest.mark.parametrize("used", [2, 1])
 def test_gradcheck_and_gradgradcheck_of_the_position_gradient(align: str, used: int) -> None:
-    volume = make_volume(align, channels=3)
-    positions = random_positions(volume, rays=2, samples=2).requires_grad_()
+    volume = make_volume(align, channels=2, shape=(3, 2, 2))
+    positions = random_positions(volume, rays=1, samples=2).requires_grad_()
     feat = volume.feat.clone().requires_grad_()
-    value = torch.randn(2, 2, 2, used, dtype=torch.float64, requires_grad=True)
+    value = torch.randn(2, 1, 2, used, dtype=torch.float64, requires_grad=True)
 
     def gradient(feat: Tensor, positions: Tensor, value: Tensor) -> Tensor:
         return sample_volume_with_gradient(FeatureVolume(feat, volume.grid), positions)[1](value)

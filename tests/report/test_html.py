@@ -214,6 +214,28 @@ def test_a_step_logged_again_after_a_resume_counts_once(tmp_path: Path) -> None:
     assert (chart["x"], chart["y"]) == ([0, 1, 2], [3.0, 2.0, 1.0])
 
 
+def test_a_score_and_its_baseline_share_a_chart_and_what_follows_from_them_has_none(tmp_path: Path) -> None:
+    names = (
+        "val_psnr",
+        "val_psnr_constant",
+        "val_psnr_gain",
+        "val_depth_median",
+        "val_depth_ratio",
+        "val_views",
+        "rgb",
+    )
+    rows = [{"step": step, "seconds": 9.0 * step, "skipped": 0} | dict.fromkeys(names, 2.0) for step in (0, 10)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    page = Page(write_report(tmp_path))
+    charts = strict_json(page.scripts["payload"])["charts"]
+    assert {chart["title"]: [series["name"] for series in chart["series"]] for chart in charts} == {
+        "Loss terms": ["rgb"],
+        "PSNR": ["val", "val constant"],
+        "Median depth error": ["val"],
+    }
+    assert "1 min 30 s" in page.text
+
+
 def test_the_snippet_appears_with_the_export(run_dir: Path) -> None:
     assert "Use this model" not in Page(write_report(run_dir)).text
     (run_dir / "export").mkdir()

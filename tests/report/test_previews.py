@@ -76,6 +76,13 @@ def test_every_column_appears_where_its_data_is_given(tmp_path: Path) -> None:
     assert {(10, 20, 250), (128, 128, 255), INVALID} <= colors_of(path)  # INVALID: the second view has no points
 
 
+def test_columns_can_be_chosen(tmp_path: Path) -> None:
+    path = write_view_grid(tmp_path / "grid.png", [view()], columns=["Reference", "Rendered"], tile_width=96)
+    assert size_of(path)[0] == 2 * 28 + 2 * (96 + 10) - 10
+    with pytest.raises(ValueError, match=r"got \['Image'\]"):
+        write_view_grid(tmp_path / "grid.png", [view()], columns=["Image"])
+
+
 def test_transparent_pixels_show_no_depth(tmp_path: Path) -> None:
     opaque = colors_of(write_view_grid(tmp_path / "a.png", [view()], tile_width=96))
     clear = colors_of(write_view_grid(tmp_path / "b.png", [view(opacity=np.zeros((H, W)))], tile_width=96))
@@ -118,7 +125,7 @@ def test_preview_paths_sort_by_step(tmp_path: Path) -> None:
 
 
 def plane(height: float) -> np.ndarray:
-    x, y = np.meshgrid(np.linspace(-1, 1, 80), np.linspace(-1, 1, 80))
+    x, y = np.meshgrid(np.linspace(-1, 1, 50), np.linspace(-1, 1, 50))
     return np.stack([x, y, np.full_like(x, height)], -1).reshape(-1, 3)
 
 

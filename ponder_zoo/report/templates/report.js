@@ -105,11 +105,12 @@
           if (!few && weight > 0) traces.push({ ...common, y: series.y, mode: "lines", opacity: .28, hoverinfo: "skip", showlegend: false, line: { color: line, width: 1 } });
           traces.push({ ...common, y: few ? series.y : smooth(series.y, weight), mode: few ? "lines+markers" : "lines", line: { color: line, width: 2 }, marker: { color: line, size: 6 }, hovertemplate: "%{y:.4g}<extra>" + (chart.series.length > 1 ? "%{fullData.name}" : "") + "</extra>" });
         });
+        const last = Math.max(...chart.series.map((series) => series.x.at(-1)));
         const grid = color("--line"), positive = chart.series.every((series) => series.y.every((y) => y === null || y > 0));
         Plotly.react(boxes[i], traces, {
           margin: { l: 52, r: 12, t: 8, b: 34 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent", hovermode: "x unified",
           font: { family: color("--sans"), size: 12, color: color("--soft") }, hoverlabel: { bgcolor: color("--card"), bordercolor: grid, font: { color: color("--ink") } },
-          xaxis: { gridcolor: grid, zeroline: false, hoverformat: ",d", tickformat: "~s" }, yaxis: { gridcolor: grid, zeroline: false, type: log && positive ? "log" : "linear", tickformat: log && positive ? ".1~e" : ".3~g", nticks: 6 },
+          xaxis: { gridcolor: grid, zeroline: false, hoverformat: ",d", tickformat: last >= 10000 ? "~s" : ",d", ...(last < 8 ? { dtick: 1 } : {}) }, yaxis: { gridcolor: grid, zeroline: false, type: log && positive ? "log" : "linear", tickformat: log && positive ? ".1~e" : ".3~g", nticks: 6 },
           showlegend: chart.series.length > 1, legend: { orientation: "h", y: -0.16, x: 0, bgcolor: "transparent" }, uirevision: String(log),
         }, { displayModeBar: false, responsive: true });
       });
@@ -130,11 +131,12 @@
       clouds.colorings.forEach(({ label }, j) => select.add(new Option(label, j)));
       select.value = Math.min(i, clouds.colorings.length - 1);
     });
+    dot.value = Math.min(4, Math.max(2.25, 2.25 * Math.sqrt(15000 / count)));
     const bottom = clouds.low[2], height = Math.max(clouds.top - bottom, 1e-6);
     cut.value = Math.round(1000 * (clouds.cut - bottom) / height);
     const span = (v) => { let low = Infinity, high = -Infinity; for (const value of v) { if (value < low) low = value; if (value > high) high = value; } const pad = .02 * (high - low) + 1e-3; return [low - pad, high + pad]; };
-    const ranges = [span(x), span(y), span(z)], sizes = ranges.map(([a, b]) => b - a), scale = 1.7 / Math.cbrt(sizes[0] * sizes[1] * Math.max(sizes[2], .2 * Math.max(...sizes)));
-    const start = () => ({ eye: { x: 1.35, y: -1.45, z: 1.3 }, center: { x: 0, y: 0, z: -.1 }, up: { x: 0, y: 0, z: 1 } });
+    const ranges = [span(x), span(y), span(z)], sizes = ranges.map(([a, b]) => b - a), scale = 1.75 / Math.hypot(...sizes);
+    const start = () => ({ eye: { x: .95, y: -1.05, z: .9 }, center: { x: 0, y: 0, z: -.05 }, up: { x: 0, y: 0, z: 1 } });
     let camera = start();
     const layout = (i) => {
       const hidden = (range) => ({ visible: false, range, autorange: false, showspikes: false });
