@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .sync_norm import synchronized_norm, update_statistics
+
 _keep_statistics: ContextVar[bool] = ContextVar("keep_statistics", default=False)
 
 
@@ -48,7 +50,7 @@ class BatchNorm(nn.BatchNorm1d):
     def normalize(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """Normalize with this norm's statistics and the given scale and shift (C,)."""
         dtype = torch.promote_types(feat.dtype, torch.float32)
-        if self.reduces:
+        if self.reduces or (self.synchronized and self.training and len(feat) > 1 and feat.device.type == "cpu"):
             return self._normalize_synchronized(feat.to(dtype), weight, bias).to(feat.dtype)
         training = self.training and len(feat) > 1
         update = training and not _keep_statistics.get()
@@ -67,23 +69,13 @@ class BatchNorm(nn.BatchNorm1d):
 
     def _normalize_synchronized(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         """The same with statistics of the rows of all processes; this one may have none."""
-        from torch.distributed.nn.functional import all_reduce
-
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        total = all_reduce(torch.cat([feat.sum(0), feat.new_full((1,), len(feat))]))  # (C + 1,) sums and the count
-        count = total[-1].detach()
-        mean = total[:-1] / count.clamp(min=1.0)
-        centred = feat - mean
-        var = all_reduce(centred.square().sum(0)) / count.clamp(min=1.0)
+        output, mean, variance, count = synchronized_norm(feat, weight, bias, eps=self.eps)
         if not _keep_statistics.get():
-            with torch.no_grad():
-                rate = self.momentum * (count > 1).to(mean.dtype)
-                self.running_mean.lerp_(mean, rate)
-                self.running_var.lerp_(var * count / (count - 1.0).clamp(min=1.0), rate)
-                self.num_batches_tracked.add_((count > 1).long())  # type: ignore[union-attr]
-        scale = (var + self.eps).rsqrt()
-        scale = scale if weight is None else scale * weight
-        return centred * scale if bias is None else torch.addcmul(bias, centred, scale)
+            rate = torch.full((), self.momentum, dtype=mean.dtype, device=mean.device)
+            update_statistics(self.running_mean, self.running_var, mean, variance, count, rate)
+            self.num_batches_tracked.add_((count[0] > 1).long())  # type: ignore[union-attr]
+        return output
 
 
 def synchronize_norms(model: nn.Module, enable: bool = True) -> nn.Module:

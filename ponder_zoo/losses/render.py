@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -10,6 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..structures import RayBundle, RayTargets, RenderOutput
+
+Mean = Callable[[Tensor, Tensor], Tensor]  # (value, which entries count) -> scalar
+
+
+def masked_mean(value: Tensor, counted: Tensor, average_count: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Mean over the entries that count, 0 if there are none; entries that do not may hold anything, NaN included."""
+    counted = counted.expand_as(value)
+    total = torch.where(counted, value, torch.zeros_like(value)).sum()
+    count = counted.sum().to(total.dtype)
+    # Where no entry counts the sum is zero, too. A mean of counts over processes may lie between 0 and 1.
+    return total / (count if average_count is None else average_count(count)).clamp(min=1e-6)
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ def render_loss(
     weights: RenderLossWeights,
     *,
     class_embeddings: Tensor | None = None,
+    average_count: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """All terms, each a float32 scalar already multiplied by its weight: sum them. No wait for the device.
 
@@ -67,23 +80,30 @@ def render_loss(
         weights: see `RenderLossWeights`.
         class_embeddings: (K, D) one row per class, for rendered semantic features (paper Eq. 9: text embeddings of the
             class names). None: `output.semantic` holds the K logits themselves.
+        average_count: mean over processes of the number of entries that a term averages over
+            (`train.distributed.mean_over_processes`). With it, gradients averaged over processes are those of one
+            process with the whole batch, although the processes see different numbers of valid rays.
     """
+
+    def mean(value: Tensor, counted: Tensor) -> Tensor:
+        return masked_mean(value, counted, average_count)
+
     with torch.autocast(output.rgb.device.type, enabled=False):
         counted = rays.valid if weights.rays == "valid" else torch.ones_like(rays.valid)  # (B, R)
         seen = counted & (targets.depth > 0)  # (B, R)
         terms = {
-            "rgb": lambda: _mean((_full(output.rgb) - targets.rgb).abs(), counted[..., None]),
-            "depth": lambda: _mean((_full(output.depth) - targets.depth).abs(), seen),
-            "free_space": lambda: free_space_loss(output, targets, seen, weights.truncation),
-            "sdf": lambda: sdf_loss(output, targets, seen, weights.truncation),
-            "eikonal": lambda: eikonal_loss(_full(output.field.gradient), counted),
+            "rgb": lambda: mean((_full(output.rgb) - targets.rgb).abs(), counted[..., None]),
+            "depth": lambda: mean((_full(output.depth) - targets.depth).abs(), seen),
+            "free_space": lambda: free_space_loss(output, targets, seen, weights.truncation, mean),
+            "sdf": lambda: sdf_loss(output, targets, seen, weights.truncation, mean),
+            "eikonal": lambda: eikonal_loss(_full(output.field.gradient), counted, mean),
         }
         normal, segment, semantic = targets.normal, targets.segment, output.semantic
         if weights.normal > 0.0 and normal is not None:
-            terms["normal"] = lambda: normal_loss(_full(output.normal), normal, counted)
+            terms["normal"] = lambda: normal_loss(_full(output.normal), normal, counted, mean)
         if weights.semantic > 0.0 and segment is not None and semantic is not None:
-            known = counted & (targets.depth > 0) if weights.semantic_rule == "rays" else counted
-            terms["semantic"] = lambda: semantic_loss(semantic, segment, known, weights, class_embeddings)
+            known = seen if weights.semantic_rule == "rays" else counted
+            terms["semantic"] = lambda: semantic_loss(semantic, segment, known, weights, class_embeddings, mean)
         zero = output.rgb.new_zeros((), dtype=torch.float32)
         return {
             name: getattr(weights, name) * term() if getattr(weights, name) != 0.0 else zero
@@ -91,30 +111,34 @@ def render_loss(
         }
 
 
-def free_space_loss(output: RenderOutput, targets: RayTargets, seen: Tensor, truncation: float) -> Tensor:
+def free_space_loss(
+    output: RenderOutput, targets: RayTargets, seen: Tensor, truncation: float, mean: Mean = masked_mean
+) -> Tensor:
     """In front of the observed surface, further than the truncation from it, the sdf is at least the truncation."""
     t, sdf = output.samples.t_starts, _full(output.field.sdf)  # (B, R, S)
     free = seen[..., None] & (t < targets.depth[..., None] - truncation)
-    return _mean((truncation - sdf).clamp(min=0.0), free)
+    return mean((truncation - sdf).clamp(min=0.0), free)
 
 
-def sdf_loss(output: RenderOutput, targets: RayTargets, seen: Tensor, truncation: float) -> Tensor:
+def sdf_loss(
+    output: RenderOutput, targets: RayTargets, seen: Tensor, truncation: float, mean: Mean = masked_mean
+) -> Tensor:
     """Near the observed surface the sdf is the remaining distance along the ray."""
     t, sdf = output.samples.t_starts, _full(output.field.sdf)  # (B, R, S)
     remaining = targets.depth[..., None] - t
-    return _mean((sdf - remaining).abs(), seen[..., None] & (remaining.abs() <= truncation))
+    return mean((sdf - remaining).abs(), seen[..., None] & (remaining.abs() <= truncation))
 
 
-def eikonal_loss(gradient: Tensor, counted: Tensor) -> Tensor:
+def eikonal_loss(gradient: Tensor, counted: Tensor, mean: Mean = masked_mean) -> Tensor:
     """An sdf has a gradient of length one: (B, R, S, 3), (B, R) -> scalar."""
     length = (gradient.square().sum(-1) + 1e-12).sqrt()  # a plain norm has no derivative at zero
-    return _mean((length - 1.0).square(), counted[..., None])
+    return mean((length - 1.0).square(), counted[..., None])
 
 
-def normal_loss(normal: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+def normal_loss(normal: Tensor, target: Tensor, counted: Tensor, mean: Mean = masked_mean) -> Tensor:
     """One minus the cosine, for a fully opaque ray: (B, R, 3); a zero target is unknown."""
     known = counted & (target.square().sum(-1) > 0)
-    return _mean(1.0 - (normal * target).sum(-1), known)
+    return mean(1.0 - (normal * target).sum(-1), known)
 
 
 def semantic_loss(
@@ -123,6 +147,7 @@ def semantic_loss(
     counted: Tensor,
     weights: RenderLossWeights,
     class_embeddings: Tensor | None = None,
+    mean: Mean = masked_mean,
 ) -> Tensor:
     """Cross-entropy of the rendered semantics (B, R, D); rays without label (-1) do not count.
 
@@ -144,15 +169,8 @@ def semantic_loss(
             table = table[row] * (segment >= 0)[:, None]
             row = torch.arange(len(row), device=row.device)
         predicted = predicted @ table.T
-    return _mean(-predicted.log_softmax(-1).gather(-1, row[:, None])[:, 0], known)
+    return mean(-predicted.log_softmax(-1).gather(-1, row[:, None])[:, 0], known)
 
 
 def _full(value: Tensor) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
-
-
-def _mean(value: Tensor, counted: Tensor) -> Tensor:
-    """Mean over the entries that count, 0 if there are none; entries that do not may hold anything, NaN included."""
-    counted = counted.expand_as(value)
-    total = torch.where(counted, value, torch.zeros_like(value)).sum()
-    return total / counted.sum().clamp(min=1)

@@ -105,7 +105,7 @@ class NeuS(AbstractSurfaceRenderer):
         share = self.num_importance // self.num_upsample_steps
         for step in range(self.num_upsample_steps):
             weights = interval_weights(edges[..., :-1], sdf, self.importance_sharpness * 2**step)
-            new = sample_pdf(edges, weights, share, stratified=self.training, generator=self.generator)
+            new = sample_pdf(edges, weights, share, rays=rays if self.training else None, generator=self.generator)
             last = step == self.num_upsample_steps - 1
             new_sdf = torch.zeros_like(new[..., :-1]) if last else self._sdf_along(rays, new[..., :-1], volume)
             edges, sdf = merge_edges(edges, sdf, new, new_sdf)

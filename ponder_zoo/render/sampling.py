@@ -23,7 +23,7 @@ def uniform_edges(
         middle = 0.5 * (steps[..., 1:] + steps[..., :-1])
         lower = torch.cat([steps[..., :1], middle], -1)
         upper = torch.cat([middle, steps[..., -1:]], -1)
-        noise = torch.rand(steps.shape, device=steps.device, dtype=steps.dtype, generator=generator)
+        noise = ray_noise(rays, num_samples + 1, generator=generator)
         steps = lower + (upper - lower) * noise
     return rays.near[..., None] + steps * (rays.far - rays.near)[..., None]
 
@@ -33,7 +33,7 @@ def sample_pdf(
     weights: Tensor,
     num_samples: int,
     *,
-    stratified: bool,
+    rays: RayBundle | None = None,
     generator: torch.Generator | None = None,
     padding: float = 1e-5,
 ) -> Tensor:
@@ -43,7 +43,7 @@ def sample_pdf(
         edges: (..., S + 1) sorted.
         weights: (..., S) mass of each interval, not normalised, >= 0.
         num_samples: intervals to return; their edges are the quantiles at (i + 1/2) / (num_samples + 1).
-        stratified: draw each quantile uniformly within its share instead of taking the middle.
+        rays: draw each quantile uniformly within its share (see `ray_noise`); None takes the middle.
         generator: source of that randomness.
         padding: smallest total mass; what lacks is shared equally, so that all intervals count where none has a weight.
 
@@ -56,7 +56,7 @@ def sample_pdf(
     shares = num_samples + 1
     u = torch.arange(shares, device=edges.device, dtype=edges.dtype) / shares
     u = u.expand(*edges.shape[:-1], -1)
-    noise = torch.rand(u.shape, device=u.device, dtype=u.dtype, generator=generator) if stratified else 0.5
+    noise = 0.5 if rays is None else ray_noise(rays, shares, generator=generator)
     u = (u + noise / shares).contiguous()
     upper = torch.searchsorted(cdf.contiguous(), u, right=True).clamp(1, edges.shape[-1] - 1)
     cdf_low, cdf_high = cdf.gather(-1, upper - 1), cdf.gather(-1, upper)
@@ -64,6 +64,28 @@ def sample_pdf(
     mass = torch.where(mass < 1e-5, torch.ones_like(mass), mass)  # an empty interval is represented by its start
     low, high = edges.gather(-1, upper - 1), edges.gather(-1, upper)
     return low + ((u - cdf_low) / mass).clamp(0.0, 1.0) * (high - low)
+
+
+def ray_noise(rays: RayBundle, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Uniform random numbers in [0, 1), `count` for each ray: (B, R, count).
+
+    A hash of the ray and of one number that is drawn anew each time. A ray gets the same noise whichever scenes and
+    padding it is batched with, so that processes with a share of a batch each sample as one with all of it does.
+    """
+    device = rays.origins.device if generator is None else generator.device
+    key = torch.randint(2**62, (), generator=generator, device=device).to(rays.origins.device)
+    for column in torch.cat([rays.origins, rays.directions], -1).unbind(-1):  # (B, R), six times
+        key = _scramble(key ^ column.float().view(torch.int32).long())
+    index = torch.arange(1, count + 1, device=key.device)
+    bits = _scramble(key[..., None] + index * -0x61C8864680B583EB)  # steps of 2^64 / golden ratio
+    return ((bits >> 40) & 0xFFFFFF).to(rays.origins.dtype) / 2**24  # as many bits as float32 has digits
+
+
+def _scramble(x: Tensor) -> Tensor:
+    """Every bit of the result depends on every bit of the int64 argument (the finalizer of SplitMix64)."""
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & (2**33 - 1))
 
 
 def merge_edges(edges: Tensor, values: Tensor, new_edges: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:

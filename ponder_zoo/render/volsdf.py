@@ -108,10 +108,14 @@ class VolSDF(AbstractSurfaceRenderer):
             if step == self.num_rounds - 1:
                 break
             wrong = opacity_error(edges, sdf, nearest, beta)
-            new = sample_pdf(edges, wrong, self.num_samples, stratified=self.training, generator=self.generator)
+            new = sample_pdf(
+                edges, wrong, self.num_samples, rays=rays if self.training else None, generator=self.generator
+            )
             edges, sdf = merge_edges(edges, sdf, new, self._sdf_along(rays, new[..., :-1], volume))
         weights = render_weights(volsdf_alpha(edges[..., 1:] - edges[..., :-1], sdf, beta))
-        chosen = sample_pdf(edges, weights, self.num_importance, stratified=self.training, generator=self.generator)
+        chosen = sample_pdf(
+            edges, weights, self.num_importance, rays=rays if self.training else None, generator=self.generator
+        )
         if self.num_uniform > 0:
             extra = uniform_edges(rays, self.num_uniform, stratified=self.training, generator=self.generator)
             chosen, _ = merge_edges(chosen, chosen[..., :-1], extra, extra[..., :-1])

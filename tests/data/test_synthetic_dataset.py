@@ -127,3 +127,63 @@ def test_wrong_arguments_are_named(wrong: dict) -> None:
 def test_an_index_beyond_the_end_is_an_index_error() -> None:
     with pytest.raises(IndexError, match="2 scenes"):
         SyntheticRooms("train", **SMALL)[2]
+
+
+def test_threads_that_make_the_same_scene_leave_one_whole_file(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    fresh = SyntheticRooms("train", **SMALL)[0]
+    with ThreadPoolExecutor(4) as pool:
+        datasets = [SyntheticRooms("train", cache_dir=tmp_path, **SMALL) for _ in range(4)]
+        scenes = list(pool.map(lambda rooms: rooms[0], datasets))
+    for scene in scenes:
+        assert_equal(scene, fresh)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_loader_with_workers_gives_the_same_scenes(tmp_path: Path) -> None:
+    from torch.utils.data import DataLoader
+
+    rooms = SyntheticRooms("train", cache_dir=tmp_path, **SMALL)
+    loader = DataLoader(rooms, batch_size=None, num_workers=2, collate_fn=None, multiprocessing_context="fork")  # type: ignore[arg-type]
+    alone = SyntheticRooms("train", **SMALL)
+    for scene, expected in zip(loader, (alone[0], alone[1]), strict=True):
+        assert scene.name == expected.name
+        np.testing.assert_array_equal(np.asarray(scene.coord), expected.coord)
+
+
+def test_an_unwritable_cache_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        SyntheticRooms("train", cache_dir=tmp_path / "file", **SMALL)[0]
+
+
+def test_colour_and_height_do_not_give_the_class_away() -> None:
+    from ponder_zoo.data.synthetic.baseline import report
+
+    figures = report("val", train_scenes=8, test_scenes=4, per_scene=600)
+    for features in ("colour", "height", "height + normal", "colour + height + normal"):
+        assert figures[features] < 0.3, features
+    assert figures["oracle: whole objects"] > 0.6 > 2 * figures["colour + height + normal"]
+    assert sum(value for name, value in figures.items() if name.startswith("share")) == pytest.approx(1.0)
+
+
+def test_nearest_neighbours_find_classes_that_features_do_give_away() -> None:
+    """The baseline itself works: with the label among the features it is perfect."""
+    from ponder_zoo.data.synthetic.baseline import mean_iou, nearest_neighbour_labels
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 600)
+    features = np.column_stack([labels + 0.01 * rng.normal(size=600), rng.normal(size=600)])
+    assert mean_iou(nearest_neighbour_labels(features[:400], labels[:400], features[400:], k=3), labels[400:]) == 1.0
+    assert mean_iou(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])) == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_a_contact_sheet_shows_what_was_asked_for() -> None:
+    from ponder_zoo.data.synthetic.preview import contact_sheet
+
+    sheet = contact_sheet(SyntheticRooms("train", **SMALL), range(2), [1])
+    assert sheet.shape == (48, 96, 3) and sheet.dtype == np.uint8
+    views = SyntheticRooms("train", **SMALL)[1].views
+    assert views is not None
+    np.testing.assert_array_equal(sheet[24:, :32], views.color[1])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from .primitives import Float, Part, bounds, moved, rotation_z
+from .primitives import Float, Part, Vector, bounds, moved, rotation_z
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class Asset:
         """All parts of all items."""
         return [part for item in self.items for part in item.parts]
 
-    @property
+    @cached_property
     def bounds(self) -> tuple[Float, Float]:
         """Axis-aligned box in the asset's frame: two corners (3,)."""
         return bounds(self.parts)
 
-    def placed(self, position: Sequence[float], yaw: float) -> list[Item]:
+    def placed(self, position: Vector, yaw: float) -> list[Item]:
         """The items in the world's frame, turned by `yaw` and moved to `position` (x, y, z)."""
         return [Item(i.name, i.segment, moved(i.parts, position, rotation_z(yaw))) for i in self.items]
 

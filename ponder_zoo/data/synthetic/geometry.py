@@ -99,6 +99,7 @@ def sample_surface(primitives: Primitives, plan: Plan, count: int, rng: np.rando
         )
         coord = np.einsum("nij,nj->ni", rotation, local) + primitives.center[index]
         keep = is_visible(primitives, plan, coord, normal)
+        keep[keep] = signed_distance(primitives, coord[keep]) > -1e-6  # pieces of a wall overlap by a millimetre
         found.append((coord[keep], normal[keep], index[keep]))
         total += int(keep.sum())
     coord, normal, index = (np.concatenate(column)[:count] for column in zip(*found, strict=True))
@@ -143,12 +144,11 @@ def _local_samples(primitives: Primitives, index: NDArray[np.int64], rng: np.ran
     # A uniform direction scaled to an ellipsoid is too dense at its poles; thinning by the local stretch corrects that.
     flat = np.sqrt(np.maximum(1 - v * v, 0))
     ball = np.stack([flat * np.cos(angle), flat * np.sin(angle), v], 1)
-    for _ in range(12):
-        stretch = np.linalg.norm(ball / half, axis=1) * half.min(1)
-        again = (kind > CYLINDER) & (rng.random(n) > stretch)
-        if not again.any():
-            break
-        fresh = rng.normal(size=(int(again.sum()), 3))
+    again = np.flatnonzero(kind > CYLINDER)
+    while len(again):
+        stretch = np.linalg.norm(ball[again] / half[again], axis=1) * half[again].min(1)
+        again = again[rng.random(len(again)) > stretch]
+        fresh = rng.normal(size=(len(again), 3))
         ball[again] = fresh / np.linalg.norm(fresh, axis=1, keepdims=True)
     return np.where((kind > CYLINDER)[:, None], ball * half, local)
 

@@ -59,9 +59,9 @@ def draw_room(split: Split, scene: int, *, seed: int = 0) -> Room:
     """
     draw = Draw(stream(seed, split, scene, "layout"), held_out=split == "test")
     kind = _pick_kind(draw)
-    sides = ROOM_KINDS[kind][2 if split == "test" else 1]
+    _, sides, held_out_sides = ROOM_KINDS[kind]
     wings = 0 if kind == "bathroom" else draw.pick((0, 0, 0, 0, 1, 1, 2))
-    plan = draw_plan(draw, sides, wings=wings)
+    plan = draw_plan(draw, held_out_sides if split == "test" else sides, wings=wings)
     cut_openings(draw, plan, windows=draw.integer(0, 1) if kind == "bathroom" else draw.integer(1, 3))
     placer = Placer(plan, draw)
     _build_shell(placer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from .assets import Asset, Item
 from .classes import CLASS_INDEX, IGNORED, Draw
 from .plan import Plan, Wall
-from .primitives import Float, Part, bounds, moved, rotation_z
+from .primitives import Float, Part, Vector, bounds, moved, rotation_z
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +62,7 @@ class Placer:
     obstacles: list[Obstacle] = field(default_factory=list)
     placed: list[Placed] = field(default_factory=list)
 
-    def add_item(self, item: Item, position: Sequence[float], yaw: float) -> None:
+    def add_item(self, item: Item, position: Vector, yaw: float) -> None:
         """Record an item (in its asset's frame) at a pose, unchecked."""
         low, high = bounds(item.parts)
         turn = rotation_z(yaw)
@@ -198,6 +197,9 @@ def _corners(low: Float, high: Float, xy: Float, yaw: float) -> Float:
 
 def _overlap(a: Float, b: Float) -> bool:
     """Whether two rectangles, given by their corners (4, 2), overlap (separating axes)."""
+    gap = (a[0] + a[2] - b[0] - b[2]) / 2
+    if 2 * np.hypot(*gap) > np.hypot(*(a[2] - a[0])) + np.hypot(*(b[2] - b[0])):
+        return False  # not even the circles around them meet
     for rectangle in (a, b):
         for edge in (rectangle[1] - rectangle[0], rectangle[2] - rectangle[1]):
             pa, pb = a @ edge, b @ edge

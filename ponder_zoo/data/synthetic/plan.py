@@ -71,7 +71,8 @@ class Plan:
             return _in_any(points, self.rectangles, -margin)
         steps = np.linspace(-margin, margin, 5)
         offsets = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
-        return _in_any((points[:, None] + offsets).reshape(-1, 2), self.rectangles, 0.0).reshape(len(points), -1).all(1)
+        inside = _in_any((points[:, None] + offsets).reshape(-1, 2), self.rectangles, 0.0)
+        return np.all(inside.reshape(len(points), len(offsets)), axis=1)
 
 
 def _in_any(points: Float, rectangles: Float, grow: float) -> NDArray[np.bool_]:
@@ -93,7 +94,8 @@ def _trace_walls(rectangles: Float) -> list[Wall]:
     padded = np.pad(mask, 1)
     edges: dict[tuple[float, float], tuple[float, float]] = {}  # start -> end, the room on the left
     for i, j in np.argwhere(mask):
-        corners = [(xs[i], ys[j]), (xs[i + 1], ys[j]), (xs[i + 1], ys[j + 1]), (xs[i], ys[j + 1])]
+        x0, x1, y0, y1 = float(xs[i]), float(xs[i + 1]), float(ys[j]), float(ys[j + 1])
+        corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
         outside = [not padded[i + 1, j], not padded[i + 2, j + 1], not padded[i + 1, j + 2], not padded[i, j + 1]]
         for k, is_edge in enumerate(outside):
             if is_edge:

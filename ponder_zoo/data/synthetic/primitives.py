@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.floating]
+Vector = Sequence[float] | Float  # three coordinates
 BOX, CYLINDER, ELLIPSOID = 0, 1, 2
 
 
@@ -44,14 +45,14 @@ class Part:
     texture_origin: Float | None = None  # (3,) where the texture starts; None = the part's centre
 
 
-def box(low: Sequence[float], high: Sequence[float], slot: str = "body", *, rotation: Float = _IDENTITY) -> Part:
+def box(low: Vector, high: Vector, slot: str = "body", *, rotation: Float = _IDENTITY) -> Part:
     """A box between two corners (its axes then rotated about its centre)."""
     a, b = np.asarray(low, float), np.asarray(high, float)
     return Part(BOX, (a + b) / 2, np.abs(b - a) / 2, slot, rotation)
 
 
 def cylinder(
-    center: Sequence[float],
+    center: Vector,
     radius: float,
     length: float,
     slot: str = "body",
@@ -63,14 +64,12 @@ def cylinder(
     return Part(CYLINDER, np.asarray(center, float), np.array([radius, radius, length / 2]), slot, tilt @ _AXES[axis])
 
 
-def ellipsoid(
-    center: Sequence[float], radii: Sequence[float], slot: str = "body", *, rotation: Float = _IDENTITY
-) -> Part:
+def ellipsoid(center: Vector, radii: Vector, slot: str = "body", *, rotation: Float = _IDENTITY) -> Part:
     """An ellipsoid with the given radii along its own axes."""
     return Part(ELLIPSOID, np.asarray(center, float), np.asarray(radii, float), slot, rotation)
 
 
-def moved(parts: Sequence[Part], offset: Sequence[float], rotation: Float = _IDENTITY) -> list[Part]:
+def moved(parts: Sequence[Part], offset: Vector, rotation: Float = _IDENTITY) -> list[Part]:
     """The parts rotated about the origin and then shifted."""
     shift = np.asarray(offset, float)
     return [
@@ -86,10 +85,9 @@ def moved(parts: Sequence[Part], offset: Sequence[float], rotation: Float = _IDE
 
 def bounds(parts: Sequence[Part]) -> tuple[Float, Float]:
     """Axis-aligned box around the parts in their common frame: two corners (3,)."""
-    reach = [np.abs(part.rotation) @ part.half for part in parts]
-    low = np.min([part.center - r for part, r in zip(parts, reach, strict=True)], axis=0)
-    high = np.max([part.center + r for part, r in zip(parts, reach, strict=True)], axis=0)
-    return low, high
+    center, half = np.array([part.center for part in parts]), np.array([part.half for part in parts])
+    reach = (np.abs(np.array([part.rotation for part in parts])) @ half[..., None])[..., 0]
+    return (center - reach).min(0), (center + reach).max(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +111,18 @@ class Primitives:
         flat = np.hypot(self.half[:, 0], self.half[:, 1])
         round_xy = np.where(self.kind == CYLINDER, self.half[:, 0], flat)
         return np.where(self.kind == ELLIPSOID, self.half.max(1), np.hypot(round_xy, self.half[:, 2]))
+
+    def subset(self, rows: NDArray[np.integer]) -> Primitives:
+        """The primitives of the given indices, in that order."""
+        return Primitives(
+            kind=self.kind[rows],
+            center=self.center[rows],
+            rotation=self.rotation[rows],
+            half=self.half[rows],
+            texture_origin=self.texture_origin[rows],
+            instance=self.instance[rows],
+            slot=tuple(self.slot[i] for i in rows),
+        )
 
     @classmethod
     def from_parts(cls, parts: Sequence[Part], instance: Sequence[int]) -> Primitives:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .classes import Draw
 from .layout import Room
 from .materials import Materials, shade_albedo
-from .primitives import Float
+from .primitives import Float, Primitives
 from .tracing import lit
 
 
@@ -22,7 +22,7 @@ class Lights:
     power: Float  # (L, 3) linear RGB
     above: Float  # (3,) ambient light on surfaces that face up
     below: Float  # (3,) ambient light on surfaces that face down
-    shadows: bool
+    casters: Primitives  # what throws shadows: none in a room with diffuse light
 
 
 def draw_lights(draw: Draw, room: Room) -> Lights:
@@ -33,7 +33,17 @@ def draw_lights(draw: Draw, room: Room) -> Lights:
     power = np.array([tint * draw.uniform(2.0, 3.2) for _ in positions])
     ambient = draw.uniform(0.25, 0.45)
     cool = np.array([draw.uniform(0.88, 1.0), draw.uniform(0.94, 1.0), 1.0])
-    return Lights(positions, power, ambient * cool, draw.uniform(0.6, 0.9) * ambient * tint, draw.chance(0.85))
+    below = draw.uniform(0.6, 0.9) * ambient * tint
+    rows = _shadow_casters(room) if draw.chance(0.85) else np.zeros(0, int)
+    return Lights(positions, power, ambient * cool, below, room.primitives.subset(rows))
+
+
+def _shadow_casters(room: Room) -> NDArray[np.integer]:
+    """Primitives that can stand between a lamp and a surface: not the shell, unless the room has a bend."""
+    flat = {"floor", "ceiling", "door", "window", "picture", "rug", "ceiling lamp"}
+    if len(room.plan.rectangles) == 1:
+        flat.add("wall")
+    return np.flatnonzero([room.instances[i].name not in flat for i in room.primitives.instance])
 
 
 def shade(
@@ -56,8 +66,8 @@ def shade(
         cosine = np.maximum((to_lamp * normal).sum(1) / np.sqrt(square), 0)
         strength = cosine / (square + np.float32(0.6))
         rows = np.flatnonzero(strength > 1e-3)
-        if lights.shadows:
-            rows = rows[lit(room.primitives, lifted[rows], lamp)]
+        if len(lights.casters):
+            rows = rows[lit(lights.casters, lifted[rows], lamp)]
         light[rows] += strength[rows, None] * power.astype(np.float32)
     glow = materials.emission[materials.index[prim]][:, None] * materials.base[materials.index[prim]]
     return albedo * light + glow

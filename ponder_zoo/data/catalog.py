@@ -1,0 +1,157 @@
+"""Data sets by name, as the recipes' `data.name=` and `data.root=` select them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from .pretrain import PretrainDataset
+from .scene import Scene
+from .transforms import pretrain_transforms
+
+Split = Literal["train", "val"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which scenes, and how they become items. Lengths in metres."""
+
+    name: str = "synthetic"  # synthetic, rgbd, scannet_labelled; several with commas train jointly
+    root: str | None = None  # folder of each set that has files, in order, with commas
+    ratios: tuple[int, ...] | None = None  # batches of each set per round; null is one of each
+    condition: str | None = None  # of each set with commas, for encoders with norms per set; null: the model's
+    workers: int = 0  # processes that load data beside each training process
+    # The built-in rooms (synthetic)
+    scenes: int = 32  # rooms to train on
+    val_scenes: int = 4  # rooms to evaluate on, of other seeds
+    views: int = 12  # images per room
+    image_size: tuple[int, int] = (120, 160)  # H, W of them
+    sensor: Literal["off", "kinect", "tof"] = "kinect"
+    cache: str | None = "~/.cache/ponder_zoo/rooms"  # folder for finished rooms; null for none
+    # Posed RGB-D frames (rgbd)
+    views_per_item: int = 5  # paper Sec. 4.2.2
+    frame_interval: int = 4  # frames between the views of an item
+    holdout_every: int = 10  # one frame in so many is never trained on
+    max_points: int | None = 100_000  # of an item, before grid sampling
+    # Labelled scans (scannet_labelled)
+    val_every: int = 3  # one room in so many is for evaluation
+
+
+@dataclass(frozen=True)
+class Source:
+    """A map-style data set of scenes under its name."""
+
+    name: str
+    scenes: Any
+    condition: str | None = None  # set on every scene that has none
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Scene:
+        scene = self.scenes[index]
+        return scene if self.condition is None else replace(scene, condition=self.condition)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.scenes.classes)
+
+
+def open_views(config: DataConfig, split: Split) -> list[Source]:
+    """Sources of scenes with views to render, one per name."""
+    return _open(config, split, {"synthetic": _synthetic, "rgbd": _rgbd})
+
+
+def open_labelled(config: DataConfig, split: Split) -> list[Source]:
+    """Sources of labelled scenes, one per name; their `classes` must be the same.
+
+    Raises:
+        ValueError: for an unknown name, a missing folder, or sets with different classes.
+    """
+    sources = _open(config, split, {"synthetic": _synthetic, "scannet_labelled": _scannet_labelled})
+    if len({source.classes for source in sources}) > 1:
+        raise ValueError(f"Expected sets with the same classes, got {config.name}. Train on one of them at a time.")
+    return sources
+
+
+def pretrain_dataset(
+    source: Source, split: Split, *, grid_size: float, dropout: float, **options: Any
+) -> PretrainDataset:
+    """Items of one source: augmented for training; for "val", what `evaluate.py` renders.
+
+    Of a room of the generator, `input_views` of its images give the points and others are rendered. A source of frames
+    chooses on its own: its windows in training, held-out frames in validation.
+
+    Args:
+        source: from `open_views`.
+        split: as given there.
+        grid_size: metres.
+        dropout: share of the points to hide in training; a validation item keeps all.
+        options: of PretrainDataset.
+    """
+    if source.name != "synthetic":
+        options = {key: value for key, value in options.items() if key not in ("input_views", "target_views")}
+    elif split == "val":
+        options = options | {"targets": "unseen", "target_views": 2}
+    transform = pretrain_transforms(grid_size, dropout=dropout, augment=split == "train")
+    return PretrainDataset(source, transform=transform, **options)
+
+
+def _open(
+    config: DataConfig, split: Split, openers: dict[str, Callable[[DataConfig, Split, Any], Any]]
+) -> list[Source]:
+    names = [name.strip() for name in config.name.split(",")]
+    unknown = [name for name in names if name not in openers]
+    if unknown:
+        raise ValueError(
+            f"Expected data.name to be some of {sorted(openers)} for this task, got {unknown}. "
+            "Write one name, or several with commas."
+        )
+    roots = iter([] if config.root is None else [root.strip() for root in config.root.split(",")])
+    conditions = [None] * len(names) if config.condition is None else [c.strip() for c in config.condition.split(",")]
+    if len(conditions) != len(names):
+        raise ValueError(f"Expected one data.condition for each of {names}, got {conditions}. Separate them by commas.")
+    sources = []
+    for name, condition in zip(names, conditions, strict=True):
+        root = None if name == "synthetic" else next(roots, None)
+        if root is None and name != "synthetic":
+            raise ValueError(f"data.name={name} needs a folder, got none. Set data.root=PATH (several with commas).")
+        sources.append(Source(name, openers[name](config, split, root), condition))
+    left = list(roots)
+    if left:
+        raise ValueError(f"data.root names more folders than data.name has sets with files: {left}. Name each set.")
+    return sources
+
+
+def _synthetic(config: DataConfig, split: Split, root: Any) -> Any:
+    from .synthetic import SyntheticRooms
+
+    return SyntheticRooms(
+        split,
+        num_scenes=config.scenes if split == "train" else config.val_scenes,
+        num_views=config.views,
+        image_size=config.image_size,
+        sensor=config.sensor,
+        cache_dir=None if config.cache is None else Path(config.cache).expanduser(),
+    )
+
+
+def _rgbd(config: DataConfig, split: Split, root: Any) -> Any:
+    from .rgbd import PosedRGBD
+
+    return PosedRGBD(
+        root,
+        split,
+        views_per_item=config.views_per_item,
+        frame_interval=config.frame_interval,
+        holdout_every=config.holdout_every,
+        max_points=config.max_points,
+    )
+
+
+def _scannet_labelled(config: DataConfig, split: Split, root: Any) -> Any:
+    from .labelled import LabelledScans
+
+    return LabelledScans(root, split, val_every=config.val_every)

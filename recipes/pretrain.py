@@ -1,0 +1,249 @@
+"""Pre-train a 3D encoder by rendering posed RGB-D images of what it saw (PonderV2, arXiv:2310.08586, Sec. 3).
+
+    python recipes/pretrain.py                                           # built-in rooms, any machine
+    accelerate launch recipes/pretrain.py data.name=rgbd data.root=PATH  # folders of posed frames, all GPUs
+    accelerate launch --cpu --num_processes 2 recipes/pretrain.py        # the same losses as with one process
+    accelerate launch recipes/pretrain.py --config recipes/configs/paper_indoor.yaml data.name=rgbd data.root=PATH
+
+The run folder (`output`) gets config.yaml, metrics.jsonl, checkpoints/, previews/, export/, eval.json and
+report.html. A run that was stopped goes on where it was if started again with the same settings.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from evaluate import show_views, view_sets, write_features
+from torch.utils.data import DataLoader
+
+import ponder_zoo as pz
+from ponder_zoo.data.catalog import DataConfig, open_views, pretrain_dataset
+from ponder_zoo.data.collate import PretrainCollate
+from ponder_zoo.data.pretrain import PretrainDataset
+from ponder_zoo.layers.sync_norm import synchronize_batch_norm
+from ponder_zoo.losses.render import RenderLossWeights, render_loss
+from ponder_zoo.report.html import write_report
+from ponder_zoo.report.previews import preview_path
+from ponder_zoo.report.run_files import write_eval, write_run_info
+from ponder_zoo.report.system import system_info
+from ponder_zoo.train.checkpoint import find_checkpoint, load_checkpoint, open_run_folder, save_checkpoint
+from ponder_zoo.train.config import check_same_run, config_to_dict, parse_config, save_config
+from ponder_zoo.train.distributed import mean_over_processes
+from ponder_zoo.train.guard import NonFiniteGuard
+from ponder_zoo.train.launch import ensure_processes
+from ponder_zoo.train.log import RunLog, setup_logging
+from ponder_zoo.train.optim import ScheduleName, make_ema, make_optimizer, make_schedule
+from ponder_zoo.train.sampler import JointDataset, StepSampler
+
+logger = logging.getLogger("ponder_zoo.recipes.pretrain")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings. The defaults suit two CPU cores; recipes/configs has the published ones."""
+
+    output: str = "runs/pretrain"  # run folder
+    resume: str = "auto"  # auto: go on with `output` if it has checkpoints; none: refuse if it has; or a path
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+
+    encoder: str = "sparseunet_tiny"  # name for create_model
+    encoder_args: dict[str, Any] = field(default_factory=dict)
+    renderer: str = "neus"  # neus, volsdf, unisurf
+    renderer_args: dict[str, Any] = field(default_factory=lambda: {"num_samples": 48, "num_importance": 16})
+    grid_size: float = 0.05  # metres
+    volume_shape: tuple[int, int, int] = (64, 64, 32)  # X, Y, Z cells
+    volume_channels: int = 32  # of the volume that the renderer reads
+    unet_channels: tuple[int, ...] = (16, 32, 64)  # of the dense U-Net, per level
+    mask_ratio: float = 0.0  # share of blocks of voxels to hide behind a token
+    mask_block: int = 8  # voxels per edge of such a block
+
+    dropout: float = 0.5  # share of the points that the encoder does not see
+    input_views: int = 5  # views of a room whose pixels are the points
+    target_views: int = 5  # views of a room to render
+    rays_per_view: int = 128
+    loss: RenderLossWeights = field(default_factory=RenderLossWeights)
+
+    max_steps: int = 400  # of the optimizer, for the whole run
+    stop_step: int | None = (
+        None  # save and stop before, e.g. at the end of a time slot; the schedule stays that of max_steps
+    )
+    batch_size: int = 2  # scenes per process and step
+    accumulate: int = 1  # parts of a batch, one after the other
+    optimizer: str = "adamw"  # as timm names them
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    decay_all: bool = False  # also norms and biases
+    schedule: ScheduleName = "onecycle"
+    warmup: float = 0.05  # share of the steps
+    max_grad_norm: float = 1.0
+    ema: float = 0.0  # decay of averaged weights, e.g. 0.999; 0 is none
+    mixed_precision: Literal["no", "bf16"] = (
+        "no"  # bf16: encoder and dense U-Net; fields and compositing stay in float32
+    )
+    grad_checkpointing: bool = False  # less memory, more time
+    max_broken_steps: int = 5  # non-finite steps in a row before the run stops
+
+    log_every: int = 10
+    save_every: int = 100
+    keep: int = 3  # checkpoints
+    preview_every: int = 100  # steps between pictures of views that are not trained on; there is one before step 1
+    eval_views: int = 8  # of those pictures, in the final evaluation
+    eval_stride: int = 2  # render every so many-th row and column of them
+    log_with: str | None = None  # further trackers of Accelerate: tensorboard, wandb, trackio, ...
+
+
+# What may differ when a run goes on; the data set and the whole batch are compared with the checkpoint.
+FREE_KEYS = ("output", "resume", "stop_step", "log_", "keep", "save_every", "preview_every", "eval_", "batch_size")
+FREE_KEYS += ("accumulate", "data.workers", "data.root", "data.cache", "data.val_scenes")
+
+
+def training_sets(cfg: Config) -> list[PretrainDataset]:
+    options = {key: getattr(cfg, key) for key in ("volume_shape", "rays_per_view", "input_views", "target_views")}
+    options |= {"grid_size": cfg.grid_size, "dropout": cfg.dropout}
+    sources = enumerate(open_views(cfg.data, "train"))
+    return [pretrain_dataset(source, "train", seed=cfg.seed + 1000 * number, **options) for number, source in sources]
+
+
+def build_model(cfg: Config) -> torch.nn.Module:
+    options = {key: getattr(cfg, key) for key in ("volume_channels", "unet_channels", "mask_ratio", "mask_block")}
+    encoder_args = {"grid_size": cfg.grid_size} | cfg.encoder_args
+    ponder = pz.create_pretrainer(
+        cfg.encoder, cfg.renderer, encoder_args=encoder_args, renderer_args=cfg.renderer_args, **options
+    )
+    ponder.encoder.set_grad_checkpointing(cfg.grad_checkpointing)  # type: ignore[operator]
+    return synchronize_batch_norm(ponder)
+
+
+def main(cfg: Config) -> None:
+    accelerator = Accelerator(
+        mixed_precision=cfg.mixed_precision,
+        gradient_accumulation_steps=cfg.accumulate,
+        log_with=cfg.log_with,
+        project_dir=cfg.output,
+        # Norms of absent conditions are unused. The norms' statistics are synchronized, so no buffer needs a broadcast.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
+    )
+    first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
+    setup_logging(main=first)
+    set_seed(cfg.seed)
+    if first:
+        open_run_folder(run)
+    accelerator.wait_for_everyone()
+
+    sets, views = training_sets(cfg), view_sets(cfg)
+    ponder = build_model(cfg).to(device)
+    optimizer = make_optimizer(ponder, cfg.optimizer, lr=cfg.lr, weight_decay=cfg.weight_decay, decay_all=cfg.decay_all)
+    schedule = make_schedule(optimizer, cfg.schedule, total_steps=cfg.max_steps, warmup=cfg.warmup)
+    ema = make_ema(ponder, cfg.ema)
+    trained = ponder if ema is None else ema.module
+    state = {"model": ponder, "optimizer": optimizer, "schedule": schedule} | ({} if ema is None else {"ema": ema})
+
+    sampler = StepSampler(
+        [len(each) for each in sets],
+        cfg.batch_size * cfg.accumulate * accelerator.num_processes,
+        stop=min(cfg.max_steps, cfg.stop_step or cfg.max_steps),
+        ratios=cfg.data.ratios,
+        seed=cfg.seed,
+        parts=cfg.accumulate,
+        processes=accelerator.num_processes,
+        process=accelerator.process_index,
+    )
+    found, start = find_checkpoint(run, cfg.resume), 0
+    if found is not None:
+        if found.parent.parent == run:
+            check_same_run(cfg, run / "config.yaml", free=FREE_KEYS)
+        start = sampler.start = load_checkpoint(found, state, device=device, info=sampler.describe())
+        logger.info("Going on from %s", found)
+    loader = DataLoader(
+        JointDataset(sets),
+        batch_sampler=sampler,
+        collate_fn=PretrainCollate(),
+        num_workers=cfg.data.workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # a new iterator draws a number: from here, not from the generator that resumes
+    )
+    guard = NonFiniteGuard(ponder, limit=cfg.max_broken_steps)
+    model, optimizer = accelerator.prepare(ponder, optimizer)  # not the schedule: it would step once per process
+    about = {"task": "pretrain", "model": cfg.encoder, "command": shlex.join(sys.argv), "device": str(device)}
+    if first:
+        save_config(cfg, run / "config.yaml")
+        write_run_info(run, **about, system=system_info())
+    accelerator.init_trackers("ponder_zoo", config_to_dict(cfg) if cfg.log_with else None)
+
+    with RunLog(run / "metrics.jsonl", total=cfg.max_steps, start=start, main=first, track=accelerator.log) as log:
+
+        def preview(step: int) -> None:
+            scores = show_views(accelerator, trained, views, preview_path(run, step), 2, cfg.eval_stride)
+            log.write(
+                step, {f"val_{key}": value for key, value in scores.items()}, show=("val_psnr", "val_depth_median")
+            )
+            if first:
+                write_report(run)
+
+        if start == 0:
+            preview(0)
+        step, sums = start, {}
+        for batch in loader:
+            batch = batch.to(device, non_blocking=True)
+            with accelerator.accumulate(model):
+                output = model(batch.scene, batch.rays)
+                losses = render_loss(output, batch.targets, batch.rays, cfg.loss, average_count=mean_over_processes)
+                guard.watch(losses)
+                accelerator.backward(sum(losses.values()))  # every entry counts; metrics live elsewhere
+                sums = {key: sums.get(key, 0.0) + loss.detach() / cfg.accumulate for key, loss in losses.items()}
+                if not accelerator.sync_gradients:
+                    continue
+                step += 1
+                norm = accelerator.clip_grad_norm_(model.parameters(), cfg.max_grad_norm)
+                if guard.allows(norm, step=step):
+                    optimizer.step()
+                    if ema is not None:
+                        ema.update(ponder, step)
+                lr = optimizer.param_groups[-1]["lr"]
+                schedule.step()
+                optimizer.zero_grad()
+            log.advance(step)
+            if step % cfg.log_every == 0 or step == 1:
+                values = dict(zip(sums, mean_over_processes(torch.stack(list(sums.values()))).tolist(), strict=True))
+                rest = {"lr": lr, "gradient_norm": norm.item(), "skipped": guard.skipped}
+                log.write(step, {"loss": sum(values.values())} | values | rest, show=("loss", "rgb", "depth", "lr"))
+            sums = {}
+            if step % cfg.save_every == 0 or step == sampler.stop:
+                save_checkpoint(run, step, state, keep=cfg.keep, info=sampler.describe())
+            if step % cfg.preview_every == 0 and step < cfg.max_steps:
+                preview(step)
+
+    if step == cfg.max_steps:
+        scores = show_views(accelerator, trained, views, preview_path(run, step), cfg.eval_views, cfg.eval_stride)
+        if first:
+            metrics = {key: scores[key] for key in ("psnr", "psnr_gain", "depth_median", "depth_ratio")}
+            about_weights = {"training_data": cfg.data.name, "metrics": metrics}
+            pz.save_for_hf(trained.encoder, run / "export", renderer=trained, metadata=about_weights)
+            write_eval(run, scores, step=step)
+            write_features(run, trained.encoder, views[0])
+            write_run_info(
+                run,
+                **about,
+                status="finished",
+                wall_time=time.monotonic() - began,
+                system=system_info(),
+            )
+            logger.info("%s", json.dumps(scores, indent=1))
+            logger.info("Open %s", write_report(run))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    ensure_processes()
+    main(parse_config(Config, description=__doc__))

@@ -1,0 +1,16 @@
+"""The loss of a batch does not depend on how processes share it."""
+
+from __future__ import annotations
+
+import torch
+
+from ponder_zoo.losses.render import masked_mean
+
+
+def test_shares_with_the_mean_count_average_to_the_whole():
+    value, counted = torch.rand(4, 6), torch.rand(4, 6) > 0.7
+    counted[:2] = False
+    mean_count = counted.sum().float() / 2
+    shares = [masked_mean(value[part], counted[part], lambda _: mean_count) for part in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(sum(shares) / 2, value[counted].mean())
+    assert masked_mean(value[:2], counted[:2]) == 0
