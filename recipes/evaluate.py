@@ -23,7 +23,6 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import ponder_zoo as pz
-import ponder_zoo.models.renderers, ponder_zoo.models.sparse_unet  # noqa
 from ponder_zoo.data.catalog import DataConfig, open_labelled, open_views, pretrain_dataset
 from ponder_zoo.data.collate import PointCollate, collate_scenes
 from ponder_zoo.data.motion import move_scene
