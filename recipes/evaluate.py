@@ -205,7 +205,10 @@ def vote(model: nn.Module, scene: Scene, collate: PointCollate, *, grid_size: fl
 
 
 def augmentations(votes: int) -> list[tuple[np.ndarray, float]]:
-    """Rotations (3, 3) and scales: quarter turns, then the same at 0.95 and 1.05, then a mirror image in x and y."""
+    """Rotations (3, 3) and scales: quarter turns, the same at 0.95 and 1.05, and, as in the official test, both flips.
+
+    Mirroring in x and in y is the half turn again, which therefore has two of the 13 votes.
+    """
     turns = [axis_rotation("z", quarter * np.pi / 2) for quarter in range(4)]
     every = [(turn, scale) for scale in (1.0, 0.95, 1.05) for turn in turns] + [(np.diag([-1.0, -1.0, 1.0]), 1.0)]
     if not 1 <= votes <= len(every):
