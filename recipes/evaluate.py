@@ -36,9 +36,9 @@ from ponder_zoo.report.pca import pca_rgb
 from ponder_zoo.report.previews import PreviewView, write_segmentation_views, write_view_grid
 from ponder_zoo.report.run_files import write_clouds, write_eval
 from ponder_zoo.report.splat import Camera
-from ponder_zoo.train.config import parse_config, saved_values
-from ponder_zoo.train.launch import ensure_processes
+from ponder_zoo.train.config import saved_values
 from ponder_zoo.train.log import setup_logging
+from ponder_zoo.train.run import command_line
 
 logger = logging.getLogger("ponder_zoo.recipes.evaluate")
 
@@ -224,5 +224,4 @@ def run_settings(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    ensure_processes()
-    main(parse_config(Config, description=__doc__, base=run_settings(sys.argv[1:])))
+    command_line(main, Config, __doc__, base=run_settings(sys.argv[1:]))

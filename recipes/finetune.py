@@ -20,12 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from evaluate import evaluate_segmentation
 from torch import nn
-from torch.utils.data import DataLoader
 
 import ponder_zoo as pz
 from ponder_zoo.data.catalog import DataConfig, open_labelled
@@ -37,14 +33,13 @@ from ponder_zoo.losses.segmentation import cross_entropy_lovasz
 from ponder_zoo.report.html import write_report
 from ponder_zoo.report.run_files import write_run_info
 from ponder_zoo.report.system import system_info
-from ponder_zoo.train.checkpoint import find_checkpoint, load_checkpoint, open_run_folder, save_checkpoint
-from ponder_zoo.train.config import ConfigError, check_same_run, config_to_dict, parse_config, save_config
+from ponder_zoo.train.checkpoint import save_checkpoint
+from ponder_zoo.train.config import ConfigError, config_to_dict, save_config
 from ponder_zoo.train.distributed import gather_rows
 from ponder_zoo.train.guard import NonFiniteGuard
-from ponder_zoo.train.launch import ensure_processes
-from ponder_zoo.train.log import RunLog, setup_logging
-from ponder_zoo.train.optim import ScheduleName, make_ema, make_optimizer, make_schedule
-from ponder_zoo.train.sampler import JointDataset, StepSampler
+from ponder_zoo.train.log import RunLog
+from ponder_zoo.train.optim import ScheduleName
+from ponder_zoo.train.run import command_line, make_loader, make_sampler, make_training, resume_run, start_run
 
 logger = logging.getLogger("ponder_zoo.recipes.finetune")
 TRAINED = {"full": ("",), "decoder": ("dec", "head"), "linear": ("head",)}  # beginnings of parameter names, per mode
@@ -91,22 +86,6 @@ class Config:
     log_with: str | None = None  # further trackers of Accelerate: tensorboard, wandb, trackio, ...
 
 
-# What may differ when a run goes on; the data set and the whole batch are compared with the checkpoint.
-FREE_KEYS = (
-    "output",
-    "resume",
-    "stop_step",
-    "log_",
-    "keep",
-    "save_every",
-    "batch_size",
-    "accumulate",
-    "split",
-    "votes",
-)
-FREE_KEYS += ("data.workers", "data.root", "data.cache", "data.val_scenes", "init")
-
-
 def build_model(cfg: Config, num_classes: int) -> nn.Module:
     """The encoder with a new head; parameters that `mode` leaves out are frozen."""
     options = {"num_classes": num_classes, "grid_size": cfg.grid_size}
@@ -136,64 +115,18 @@ def frozen_parts(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def main(cfg: Config) -> None:
-    accelerator = Accelerator(
-        mixed_precision=cfg.mixed_precision,
-        gradient_accumulation_steps=cfg.accumulate,
-        log_with=cfg.log_with,
-        project_dir=cfg.output,
-        # Norms of absent conditions are unused. The norms' statistics are synchronized, so no buffer needs a broadcast.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
-    )
+    accelerator = start_run(cfg)
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
-    setup_logging(main=first)
-    set_seed(cfg.seed)
-    if first:
-        open_run_folder(run)
-    accelerator.wait_for_everyone()
-
     sources = open_labelled(cfg.data, "train")
     transform = segmentation_train_transforms(cfg.grid_size, max_points=cfg.max_points)
     sets = [
         SegmentationDataset(source, transform=transform, seed=cfg.seed + 1000 * i) for i, source in enumerate(sources)
     ]
     segmentor = build_model(cfg, len(sources[0].classes)).to(device)
-    optimizer = make_optimizer(
-        segmentor,
-        cfg.optimizer,
-        lr=cfg.lr,
-        weight_decay=cfg.weight_decay,
-        layer_decay=cfg.layer_decay,
-        decay_all=cfg.decay_all,
-    )
-    schedule = make_schedule(optimizer, cfg.schedule, total_steps=cfg.max_steps, warmup=cfg.warmup)
-    ema = make_ema(segmentor, cfg.ema)
-    trained = segmentor if ema is None else ema.module
-    state = {"model": segmentor, "optimizer": optimizer, "schedule": schedule} | ({} if ema is None else {"ema": ema})
-
-    sampler = StepSampler(
-        [len(each) for each in sets],
-        cfg.batch_size * cfg.accumulate * accelerator.num_processes,
-        stop=min(cfg.max_steps, cfg.stop_step or cfg.max_steps),
-        ratios=cfg.data.ratios,
-        seed=cfg.seed,
-        parts=cfg.accumulate,
-        processes=accelerator.num_processes,
-        process=accelerator.process_index,
-    )
-    found, step = find_checkpoint(run, cfg.resume), 0
-    if found is not None:
-        if found.parent.parent == run:
-            check_same_run(cfg, run / "config.yaml", free=FREE_KEYS)
-        step = sampler.start = load_checkpoint(found, state, device=device, info=sampler.describe())
-        logger.info("Going on from %s", found)
-    loader = DataLoader(
-        JointDataset(sets),
-        batch_sampler=sampler,
-        collate_fn=PointCollate(),
-        num_workers=cfg.data.workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # a new iterator draws a number: from here, not from the generator that resumes
-    )
+    optimizer, schedule, ema, trained, state = make_training(segmentor, cfg)
+    sampler = make_sampler(sets, cfg, accelerator)
+    step = resume_run(cfg, state, sampler, device)
+    loader = make_loader(sets, sampler, PointCollate(), workers=cfg.data.workers, pin_memory=device.type == "cuda")
     guard = NonFiniteGuard(segmentor, limit=cfg.max_broken_steps)
     model, optimizer = accelerator.prepare(segmentor, optimizer)  # not the schedule: it would step once per process
     about = {"task": "finetune", "model": cfg.encoder, "command": shlex.join(sys.argv), "device": str(device)}
@@ -248,5 +181,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    ensure_processes()
-    main(parse_config(Config, description=__doc__))
+    command_line(main, Config, __doc__)

@@ -91,7 +91,7 @@ def test_every_point_gets_votes_and_copies_are_turned(recipe):
 
 
 def test_a_pretraining_that_is_not_there_is_explained(run_recipe, finetune_settings, tmp_path):
-    with pytest.raises(ConfigError, match="Run recipes/pretrain.py first"):
+    with pytest.raises(ConfigError, match="Run recipes/pretrain"):
         run_recipe("finetune", *finetune_settings, "init=/nowhere", f"output={tmp_path}")
 
 
