@@ -9,6 +9,7 @@ Data and grid are those of the run's config.yaml unless given. Writes eval.json 
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -129,8 +130,8 @@ def show_views(
     accelerator: Accelerator, ponder: nn.Module, sets: Sequence[PretrainDataset], picture: Path, count: int, stride: int
 ) -> dict[str, float]:
     """Render held-out views (all processes share them), draw the first few, and return their mean scores."""
-    training = ponder.training
-    ponder.eval()
+    training, dtype = ponder.training, next(ponder.parameters()).dtype
+    ponder = (ponder if dtype == torch.float32 else copy.deepcopy(ponder).float()).eval()
     share = {"first": accelerator.process_index, "every": accelerator.num_processes}
     results = list(render_views(ponder, sets, count, stride, **share))
     ponder.train(training)

@@ -87,6 +87,7 @@ class Config:
     mixed_precision: Literal["no", "bf16"] = (
         "no"  # bf16: encoder and dense U-Net; fields and compositing stay in float32
     )
+    float64: bool = False  # compute in double precision, to compare runs: rounding grows tenfold in a few steps
     grad_checkpointing: bool = False  # less memory, more time
     max_broken_steps: int = 5  # non-finite steps in a row before the run stops
 
@@ -120,7 +121,7 @@ def main(cfg: Config) -> None:
     accelerator = start_run(cfg)
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
     sets, views = training_sets(cfg), view_sets(cfg)
-    ponder = build_model(cfg).to(device)
+    ponder = build_model(cfg).to(device, torch.float64 if cfg.float64 else None)
     optimizer, schedule, ema, trained, state = make_training(ponder, cfg)
     sampler = make_sampler(sets, cfg, accelerator)
     start = resume_run(cfg, state, sampler, device)
@@ -148,6 +149,7 @@ def main(cfg: Config) -> None:
         step, sums = start, {}
         for batch in loader:
             batch = batch.to(device, non_blocking=True)
+            batch = batch.map(lambda x: x.double() if x.is_floating_point() else x) if cfg.float64 else batch
             with accelerator.accumulate(model):
                 output = model(batch.scene, batch.rays)
                 losses = render_loss(output, batch.targets, batch.rays, cfg.loss, average_count=mean_over_processes)
@@ -179,6 +181,7 @@ def main(cfg: Config) -> None:
     if step == cfg.max_steps:
         scores = show_views(accelerator, trained, views, preview_path(run, step), cfg.eval_views, cfg.eval_stride)
         if first:
+            trained.float()
             metrics = {key: scores[key] for key in ("psnr", "psnr_gain", "depth_median", "depth_ratio")}
             about_weights = {"training_data": cfg.data.name, "metrics": metrics}
             pz.save_for_hf(trained.encoder, run / "export", renderer=trained, metadata=about_weights)
