@@ -38,7 +38,7 @@ class RenderLossWeights:
     eikonal: float = 0.01
     normal: float = 0.0
     semantic: float = 0.0
-    truncation: float = 0.1  # half-width of the band around the observed depth where the sdf is supervised, metres
+    truncation: float = 0.2  # half-width of the band around the observed depth where the sdf is supervised, metres
     rays: Literal["valid", "all"] = "valid"  # which rays count in rgb and eikonal; official: all, misses included
     semantic_rule: Literal["classes", "rays"] = "classes"  # against the class table; official: against the other rays
     temperature: float = 0.01  # of the semantic logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..render import NeuS, UniSurf, VolSDF
@@ -39,6 +40,7 @@ def neus_ponderv2(pretrained: bool = False, **kwargs: Any) -> NeuS:
         num_samples=96,
         num_importance=36,
         importance_sharpness=64.0,
+        initial_sharpness=math.exp(3.0),
         alpha_rule="official",
         sampler_frame="official",
     )

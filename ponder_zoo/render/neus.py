@@ -36,7 +36,8 @@ class NeuS(AbstractSurfaceRenderer):
         num_importance: samples per ray placed where the uniform ones see a surface.
         num_upsample_steps: rounds that place them, each with twice the sharpness of the one before.
         importance_sharpness: sharpness of the first round, 1/m; official: 64 per cube unit.
-        initial_sharpness: s of Eq. 7 at initialisation, 1/m: an opaque surface is about 4 / s thick.
+        initial_sharpness: s of Eq. 7 at initialisation, 1/m: an opaque surface is about 4 / s thick. Official: 20 per
+            cube unit; in metres 60 fits faster than 20 or 120 (`docs/differences.md`).
         alpha_rule: "paper": Eq. 7, from the sdf at the two ends of an interval. "official": from the sdf at its start,
             extended by half an interval along the gradient.
         sampler_frame: "metres", or "official": the importance sampler looks up positions that were not normalised.
@@ -62,7 +63,7 @@ class NeuS(AbstractSurfaceRenderer):
         num_importance: int = 32,
         num_upsample_steps: int = 1,
         importance_sharpness: float = 32.0,
-        initial_sharpness: float = 20.0,
+        initial_sharpness: float = 60.0,
         alpha_rule: Literal["paper", "official"] = "paper",
         sampler_frame: Literal["metres", "official"] = "metres",
     ) -> None:

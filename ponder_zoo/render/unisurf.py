@@ -63,7 +63,7 @@ class UniSurf(AbstractSurfaceRenderer):
         num_importance: int = 32,
         num_search: int = 64,
         num_secant: int = 4,
-        initial_sharpness: float = 20.0,
+        initial_sharpness: float = 60.0,
         interval: float = 8.0,
         min_interval: float = 0.02,
         sampler_frame: Literal["metres", "official"] = "metres",

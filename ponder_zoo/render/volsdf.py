@@ -65,7 +65,7 @@ class VolSDF(AbstractSurfaceRenderer):
         num_uniform: int = 32,
         num_rounds: int = 2,
         error_bound: float = 0.1,
-        initial_beta: float = 0.1,
+        initial_beta: float = 0.03,
         sampler_frame: Literal["metres", "official"] = "metres",
     ) -> None:
         super().__init__()

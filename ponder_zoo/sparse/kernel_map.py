@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -32,6 +33,13 @@ class KernelMap:
     @property
     def num_out(self) -> int:
         return self.table.shape[1]
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of rows in the table; counted once, on the host."""
+        if "num_pairs" not in self.cache:
+            self.cache["num_pairs"] = int((self.table >= 0).sum())
+        return cast(int, self.cache["num_pairs"])
 
     @property
     def reads_itself(self) -> bool:
@@ -70,7 +78,7 @@ def _search_neighbours(voxels: Voxels, reach: int) -> Tensor:
 
     The neighbours of a voxel along z follow each other in the sorted keys, so one search per (x, y) column finds the
     lowest and the others are found by stepping. Offsets come in mirrored pairs: half of the columns give all pairs.
-    Measured 2026-10 on 2 CPU cores, 100 000 voxels of a room: 19 ms for 27 offsets, 71 ms for 125.
+    Measured 2026-11 on 2 CPU cores, 100 000 voxels of a room: 19 ms for 27 offsets, 71 ms for 125.
     """
     key, layout, size = voxels.key, voxels.layout, 2 * reach + 1
     table = torch.full((size**3, len(key)), -1, dtype=torch.int32, device=key.device)

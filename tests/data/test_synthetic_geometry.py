@@ -119,14 +119,14 @@ def test_an_image_of_a_sphere_has_its_analytic_depth() -> None:
 
 def test_tracing_a_room_equals_brute_force_over_all_primitives_and_pixels(room: Room) -> None:
     from ponder_zoo.data.synthetic.cameras import look_at
-    from ponder_zoo.data.synthetic.rendering import pixel_rays
+    from ponder_zoo.data.unproject import pixel_directions
 
     p, K = room.primitives, np.array([[30.0, 0, 15.5], [0, 30.0, 11.5], [0, 0, 1]])
     for position, target in (((0.0, 0.0, 1.5), (1.5, 1.0, 0.5)), ((0.3, -0.2, 1.4), (-2.0, 0.5, 0.8))):
         pose = look_at(np.array(position), np.array(target), 0.03)
         depth, index = trace_view(p, pose, K, (24, 32))
         best = np.full((24, 32), np.inf)
-        rays = pixel_rays(K, (24, 32)).reshape(-1, 3) @ pose[:3, :3].T
+        rays = pixel_directions(K[None], 24, 32).reshape(-1, 3) @ pose[:3, :3].T
         for k in range(len(p)):
             origin, direction = (pose[:3, 3] - p.center[k]) @ p.rotation[k], rays @ p.rotation[k]
             t, _ = intersect(int(p.kind[k]), p.half[k], origin[:, None], direction.T)

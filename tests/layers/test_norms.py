@@ -132,6 +132,7 @@ def _run_process(rank: int, port: int, folder: str) -> None:
     out = norm(x, prompt, case["batch"][rows])
     (out * case["cotangent"][rows]).sum().backward()
     torch.save({"out": out, "grad": x.grad, "state": norm.state_dict()}, Path(folder) / f"{rank}.pt")
+    dist.barrier()  # gloo aborts a process that leaves while the other still talks to it
     dist.destroy_process_group()
 
 

@@ -229,9 +229,9 @@ def test_scenes_of_a_batch_do_not_see_each_other_and_may_be_empty() -> None:
     points = make_points((150, 100))
     first, second = points.split()
     expected = torch.cat([model(first), model(second)])
-    torch.testing.assert_close(model(points), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(points), expected, atol=1e-4, rtol=1e-4)
     with_empty = replace(points, offset=torch.tensor([0, 150, 150, 250, 250]))
-    torch.testing.assert_close(model(with_empty), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(with_empty), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("shift", [(16, -32, 48), (-1600, 0, 16)])
@@ -246,7 +246,7 @@ def test_each_scene_can_have_its_own_condition() -> None:
     model = make_model(5, **PROMPT).eval()
     points = replace(make_points((80, 60, 90)), condition=("C", "A", "C"))
     expected = torch.cat([model(scene) for scene in points.split()])
-    torch.testing.assert_close(model(points), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(points), expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(model(replace(points, condition="A")), expected, atol=1e-2)
 
 

@@ -32,6 +32,13 @@ def rays_between(near: float, far: float, num_rays: int = 3):
     return make_rays(origins, torch.tensor([0.0, 0.0, 1.0]).expand_as(origins), near=near, far=far)
 
 
+def many_rays(num_rays: int):
+    """Different rays, because equal ones get equal noise."""
+    origins = torch.zeros(1, num_rays, 3)
+    origins[..., 0] = torch.arange(num_rays)
+    return make_rays(origins, torch.tensor([0.0, 0.0, 1.0]).expand_as(origins), near=0.0, far=4.0)
+
+
 def test_uniform_edges_divide_the_ray_equally() -> None:
     edges = uniform_edges(rays_between(1.0, 3.0), 4, stratified=False)
     torch.testing.assert_close(edges, torch.tensor([1.0, 1.5, 2.0, 2.5, 3.0]).expand(1, 3, 5))
@@ -39,7 +46,7 @@ def test_uniform_edges_divide_the_ray_equally() -> None:
 
 def test_stratified_edges_stay_in_their_strata_and_fill_them() -> None:
     generator = torch.Generator().manual_seed(0)
-    edges = uniform_edges(rays_between(0.0, 4.0, 2000), 4, stratified=True, generator=generator)
+    edges = uniform_edges(many_rays(2000), 4, stratified=True, generator=generator)
     lower, upper = torch.tensor([0.0, 0.5, 1.5, 2.5, 3.5]), torch.tensor([0.5, 1.5, 2.5, 3.5, 4.0])
     assert (edges >= lower).all() and (edges <= upper).all()
     torch.testing.assert_close(edges[0].mean(0), (lower + upper) / 2, atol=0.03, rtol=0.0)
@@ -51,21 +58,22 @@ def test_pdf_samples_are_the_quantiles_of_a_piecewise_constant_density() -> None
     weights = torch.tensor([1.0, 0.0, 3.0])
     u = (torch.arange(8) + 0.5) / 8
     expected = torch.where(u < 0.25, u / 0.25, 2.0 + (u - 0.25) / 0.75 * 2.0)  # inverse of the integral, by hand
-    torch.testing.assert_close(sample_pdf(edges, weights, 7, stratified=False), expected)
+    torch.testing.assert_close(sample_pdf(edges, weights, 7), expected)
 
 
 def test_pdf_samples_follow_the_density_when_stratified() -> None:
     generator = torch.Generator().manual_seed(0)
     edges = torch.linspace(0.0, 1.0, 65)
     middle = (edges[1:] + edges[:-1]) / 2
-    drawn = sample_pdf(edges.expand(500, -1), middle.expand(500, -1), 31, stratified=True, generator=generator)
+    rays = many_rays(500)
+    drawn = sample_pdf(edges.expand(1, 500, -1), middle.expand(1, 500, -1), 31, rays=rays, generator=generator)
     assert (drawn.diff(dim=-1) >= 0).all()
     torch.testing.assert_close(drawn.mean(), torch.tensor(2 / 3), atol=3e-3, rtol=0.0)  # density 2 t on [0, 1]
     torch.testing.assert_close(drawn.square().mean(), torch.tensor(1 / 2), atol=3e-3, rtol=0.0)
 
 
 def test_pdf_samples_are_uniform_where_no_interval_has_weight() -> None:
-    drawn = sample_pdf(torch.linspace(0.0, 8.0, 9), torch.zeros(8), 7, stratified=False)
+    drawn = sample_pdf(torch.linspace(0.0, 8.0, 9), torch.zeros(8), 7)
     torch.testing.assert_close(drawn, torch.arange(8) + 0.5)
 
 

@@ -123,12 +123,24 @@ def test_fast_form_equals_the_reference(kind: str, count: int, in_chans: int, ou
     torch.testing.assert_close(grads[0], grads[1])
 
 
+@pytest.mark.parametrize("fill", [0.0, 2.0])  # always or never in dense form
+def test_dense_form_equals_the_reference(fill: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_backend, "DENSE_MIN_FILL", fill)
+    x, feat = random_tensor(80, 3, dtype=torch.float64)
+    weight = torch.randn(5, 5, 5, 5, 3, dtype=torch.float64, requires_grad=True)
+    kmap = submanifold_map(x.voxels, 5)
+    ours, expected = torch_backend.conv(x.feat, weight, kmap), torch_backend.conv_reference(x.feat, weight, kmap)
+    torch.testing.assert_close(ours, expected)
+    grads = [torch.autograd.grad(out.square().sum(), (feat, weight), retain_graph=True) for out in (ours, expected)]
+    torch.testing.assert_close(grads[0], grads[1])
+
+
 @pytest.mark.parametrize("in_chans", [4, 12])
 def test_tiles_do_not_change_the_result(in_chans: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(5, 3, 3, 3, in_chans, dtype=torch.float64, requires_grad=True)
     results = []
     for size in (10_000, 7):
-        monkeypatch.setattr(torch_backend, "CPU_TILE", size)
+        monkeypatch.setattr(torch_backend, "TILE_PAIRS", size)
         monkeypatch.setattr(torch_backend, "DENSE_TILE", size)
         x, feat = random_tensor(150, in_chans, dtype=torch.float64)
         out = torch_backend.conv(x.feat, weight, submanifold_map(x.voxels, 3))

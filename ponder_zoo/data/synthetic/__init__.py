@@ -3,7 +3,6 @@
 from .classes import CLASSES as CLASSES
 from .classes import GENERATOR_VERSION as GENERATOR_VERSION
 from .dataset import SyntheticRooms as SyntheticRooms
-from .dataset import points_from_views as points_from_views
 from .geometry import sample_surface as sample_surface
 from .geometry import signed_distance as signed_distance
 from .geometry import triangulate as triangulate

@@ -10,17 +10,20 @@ import uuid
 import zipfile
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..scene import Scene, Views
+from ..unproject import unproject
 from .classes import CLASSES, GENERATOR_VERSION, SPLITS, Split
 from .layout import Room, draw_room
-from .rendering import Recording, pixel_rays, record
-from .sensor import SENSORS, SensorName, estimate_normals
+from .rendering import NORMAL_SCALE, Recording, record
+from .sensor import SENSORS, SensorName
 
 _log = logging.getLogger(__name__)
+
+NormalSource = Literal["depth", "exact"]
 
 
 class SyntheticRooms:
@@ -45,6 +48,7 @@ class SyntheticRooms:
         num_views: int = 12,
         image_size: tuple[int, int] = (120, 160),
         sensor: SensorName = "kinect",
+        normals: NormalSource = "depth",
         seed: int = 0,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -56,13 +60,19 @@ class SyntheticRooms:
             num_views: views per scene, evenly along one lap through the room.
             image_size: H, W of the views in pixels.
             sensor: "off" (exact images), "kinect" or "tof".
+            normals: of views and points. "depth" estimates them from the depth images, as for any recording: an encoder
+                that read exact ones would be told what no sensor knows. "exact" has those of the surfaces, for metrics.
             seed: of the whole dataset; different seeds share no scene.
-            cache_dir: where finished scenes are kept (3.5 MB each at the default size); None = nowhere.
+            cache_dir: where finished scenes are kept (5 MB each at the default size); None = nowhere.
         """
         if split not in SPLITS:
             raise ValueError(f"SyntheticRooms expected a split of {SPLITS}, got {split!r}. Pass one of them.")
         if sensor not in SENSORS:
             raise ValueError(f"SyntheticRooms expected a sensor of {tuple(SENSORS)}, got {sensor!r}. Pass one of them.")
+        if normals not in get_args(NormalSource):
+            raise ValueError(
+                f"SyntheticRooms expected normals of ('depth', 'exact'), got {normals!r}. Pass one of them."
+            )
         if min(num_scenes, num_views, *image_size) < 1 or seed < 0:
             raise ValueError(
                 "SyntheticRooms expected num_scenes, num_views, image_size of at least 1 and a seed of at least 0; got "
@@ -73,8 +83,9 @@ class SyntheticRooms:
         self.num_views = num_views
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.sensor: SensorName = sensor
+        self.normals: NormalSource = normals
         self.seed = seed
-        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -88,7 +99,7 @@ class SyntheticRooms:
         """Scene `index`: views with labels, and the points that they see (in the frame of the estimated poses)."""
         scene = self._check(index)
         room = self.room(scene)
-        return scene_from_recording(room, self.recording(scene, room))
+        return scene_from_recording(room, self.recording(scene, room), self.normals)
 
     def room(self, index: int) -> Room:
         """The exact geometry behind a scene: primitives, instances, floor plan. Cheap: 10 ms."""
@@ -130,54 +141,20 @@ class SyntheticRooms:
         return index % len(self)
 
 
-def scene_from_recording(room: Room, recording: Recording) -> Scene:
+def scene_from_recording(room: Room, recording: Recording, normals: NormalSource) -> Scene:
     """A Scene with labelled views, and with the points of all of them."""
     prim = recording.primitive
-    segment = np.where(prim >= 0, room.segment[prim], -1).astype(np.int16)
-    instance = np.where(prim >= 0, room.primitives.instance[prim], -1).astype(np.int32)
+    normal = recording.normal if normals == "depth" else recording.exact_normal
     views = Views(
         color=recording.color,
         depth=recording.depth,
         intrinsics=recording.intrinsics,
         cam_to_world=recording.cam_to_world,
-        segment=segment,
-        normal=recording.normal.astype(np.float32) / np.float32(32767),
-        instance=instance,
+        segment=np.where(prim >= 0, room.segment[prim], -1).astype(np.int16),
+        normal=normal.astype(np.float32) / np.float32(NORMAL_SCALE),
+        instance=np.where(prim >= 0, room.primitives.instance[prim], -1).astype(np.int32),
     )
-    return points_from_views(room.name, views)
-
-
-def points_from_views(name: str, views: Views, *, select: NDArray[np.integer] | None = None) -> Scene:
-    """The points that views see: every pixel with depth, with its colour and labels, and a normal as a sensor has it.
-
-    Args:
-        name: of the scene.
-        views: posed RGB-D; all of them stay attached to the result.
-        select: indices of the views whose pixels become points; None = all.
-
-    Returns:
-        A scene whose `normal` is estimated from the depth images (the exact ones stay in `views.normal`: as an input
-        they would give away what sensors do not know). Pixels without a usable neighbourhood get the direction to the
-        camera.
-    """
-    rows = np.arange(len(views)) if select is None else np.asarray(select)
-    depth, pose = views.depth[rows], views.cam_to_world[rows].astype(np.float32)
-    valid = depth > 0
-    rays = np.stack([pixel_rays(k, depth.shape[1:]) for k in views.intrinsics[rows]])
-    world_rays = np.einsum("vij,vhwj->vhwi", pose[:, :3, :3], rays)
-    coord = world_rays * depth[..., None] + pose[:, None, None, :3, 3]
-    normal = estimate_normals(depth, views.intrinsics[rows], pose)
-    unknown = (normal == 0).all(-1, keepdims=True)
-    normal = np.where(unknown, -world_rays / np.linalg.norm(world_rays, axis=-1, keepdims=True), normal)
-    return Scene(
-        name=name,
-        coord=coord[valid].astype(np.float32),
-        color=views.color[rows][valid].astype(np.float32),
-        normal=normal[valid].astype(np.float32),
-        segment=None if views.segment is None else views.segment[rows][valid].astype(np.int64),
-        instance=None if views.instance is None else views.instance[rows][valid].astype(np.int64),
-        views=views,
-    )
+    return unproject(views, name=room.name)
 
 
 def _read(path: Path) -> Recording | None:

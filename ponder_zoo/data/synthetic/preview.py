@@ -71,7 +71,9 @@ def main() -> None:
     args = parser.parse_args()
     last = args.first + args.scenes
     size = (args.height, args.height * 4 // 3)
-    rooms = SyntheticRooms(args.split, num_scenes=last, image_size=size, sensor=args.sensor, seed=args.seed)
+    rooms = SyntheticRooms(
+        args.split, num_scenes=last, image_size=size, sensor=args.sensor, normals="exact", seed=args.seed
+    )
     Image.fromarray(contact_sheet(rooms, range(args.first, last), args.views)).save(args.output)
 
 

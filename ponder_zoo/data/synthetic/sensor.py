@@ -96,8 +96,10 @@ def sense_depth(
     if model.disparity_step:
         measured = _quantise(measured, model.disparity_step)
     lost = (depth <= 0) | (measured < model.near) | (measured > model.far) | (cosine < np.cos(model.grazing))
-    lost |= rng.random(shape, np.float32) < model.shiny * shiny * np.clip(1.2 - 0.2 * depth, 0.2, 1.0)
-    lost |= rng.random(shape, np.float32) < model.dark * np.clip(1 - brightness / 0.12, 0, 1)
+    weak = model.shiny * shiny * np.clip(1.2 - 0.2 * depth, 0.2, 1.0)
+    weak = np.maximum(weak, model.dark * np.clip(1 - brightness / 0.12, 0, 1))
+    # Weak returns are lost in patches of a few pixels: a uniform number from smooth noise (logistic curve for its law).
+    lost |= 1 / (1 + np.exp(-1.702 * _smooth_noise(shape, 4, rng))) < weak
     lost |= edge & (rng.random(shape, np.float32) < model.edge_loss)
     if model.shadow:
         lost |= _projector_shadow(depth)
@@ -127,60 +129,6 @@ def sense_pose(model: SensorModel, cam_to_world: Float, rng: np.random.Generator
         turn = rotation_z(z) @ rotation_x(x) @ _rotation_y(y)
         pose[:3, :3] = pose[:3, :3] @ turn
         pose[:3, 3] += rng.standard_normal(3) * model.pose_shift / np.sqrt(3)
-    return result
-
-
-def estimate_normals(depth: Float, intrinsics: Float, cam_to_world: Float, *, radius: int = 2) -> NDArray[np.float32]:
-    """Unit normals in the world frame towards the camera, from depth alone: (V, H, W) -> (V, H, W, 3); zero = unknown.
-
-    On a plane 1 / z is linear in the pixel, so each pixel gets the least-squares line through the inverse depths of its
-    neighbours, those across a depth edge left out. The slope is the normal: n is proportional to K^T (a, b, c).
-    """
-    poses = cam_to_world[:, :3, :3].astype(np.float32)
-    # One view at a time: its arrays fit the cache, which halves the time.
-    return np.stack(
-        [_estimate_normals(d, k, pose, radius) for d, k, pose in zip(depth, intrinsics, poses, strict=True)]
-    )
-
-
-def _estimate_normals(depth: Float, intrinsics: Float, rotation: Float, radius: int) -> NDArray[np.float32]:
-    H, W = depth.shape
-    valid = depth > 0
-    inverse = np.where(valid, 1 / np.where(valid, depth, 1), 0).astype(np.float32)
-    tolerance = np.float32(0.05) * inverse  # relative depth difference that still counts as the same surface
-    sums = np.zeros((9, H, W), np.float32)  # n, x, y, xx, xy, yy, d, xd, yd
-    for dy in range(-radius, radius + 1):
-        for dx in range(-radius, radius + 1):
-            near = _moved(inverse, dx, dy)
-            delta = near - inverse
-            w = ((near > 0) & (np.abs(delta) < tolerance * (0.5 + 0.5 * max(abs(dx), abs(dy))))).astype(np.float32)
-            d = w * delta
-            for total, term in zip(
-                sums, (w, dx * w, dy * w, dx * dx * w, dx * dy * w, dy * dy * w, d, dx * d, dy * d), strict=True
-            ):
-                total += term
-    n, x, y, xx, xy, yy, d, xd, yd = sums
-    # Eliminate the constant, then solve the 2 x 2 system for the slopes a (along u) and b (along v).
-    safe = np.maximum(n, 1)
-    cxx, cxy, cyy = xx - x * x / safe, xy - x * y / safe, yy - y * y / safe
-    cxd, cyd = xd - x * d / safe, yd - y * d / safe
-    determinant = cxx * cyy - cxy * cxy
-    good = valid & (n >= 5) & (determinant > 0.5)
-    safe_det = np.where(good, determinant, 1)
-    a, b = (cyy * cxd - cxy * cyd) / safe_det, (cxx * cyd - cxy * cxd) / safe_det
-    v, u = np.meshgrid(np.arange(H), np.arange(W), indexing="ij")
-    c = inverse + (d - a * x - b * y) / safe - a * u - b * v  # 1 / z = a u + b v + c
-    normal = -np.stack([a, b, c], -1) @ intrinsics.astype(np.float32)  # towards the camera: n . ray < 0
-    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
-    return np.where(good[..., None], normal @ rotation.T, 0).astype(np.float32)
-
-
-def _moved(image: Float, dx: int, dy: int) -> Float:
-    """`result[v, u] = image[v + dy, u + dx]`, zero outside."""
-    H, W = image.shape
-    result = np.zeros_like(image)
-    rows, columns = slice(max(dy, 0), H - max(-dy, 0)), slice(max(dx, 0), W - max(-dx, 0))
-    result[max(-dy, 0) : H - max(dy, 0), max(-dx, 0) : W - max(dx, 0)] = image[rows, columns]
     return result
 
 
