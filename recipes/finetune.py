@@ -83,6 +83,7 @@ class Config:
     keep: int = 3  # checkpoints
     split: Literal["train", "val"] = "val"  # of the final evaluation
     votes: int = 1  # augmented copies that vote on each point in it; see evaluate.py
+    fragments: int = 4  # grid-sampled clouds of each copy; 0 is the official number
     log_with: str | None = None  # further trackers of Accelerate: tensorboard, wandb, trackio, ...
 
 

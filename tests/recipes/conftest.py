@@ -35,7 +35,7 @@ def pretrain_settings(rooms) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finetune_settings(rooms) -> list[str]:
-    return [*rooms, "log_every=1", "max_points=3000"]
+    return [*rooms, "log_every=1", "max_points=3000", "data.val_scenes=1", "fragments=1"]
 
 
 @pytest.fixture

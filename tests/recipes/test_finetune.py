@@ -63,7 +63,7 @@ def test_resuming_is_bit_equal_and_evaluation_repeats_the_scores(run_recipe, fin
     run_recipe("evaluate", f"run={tmp_path / 'whole'}", f"output={tmp_path / 'again'}")
     again = json.loads((tmp_path / "again/eval.json").read_text())
     assert again["metrics"] == pytest.approx(scores)
-    run_recipe("evaluate", f"run={tmp_path / 'whole'}", f"output={tmp_path / 'votes'}", "votes=2")
+    run_recipe("evaluate", f"run={tmp_path / 'whole'}", f"output={tmp_path / 'votes'}", "votes=2", "fragments=0")
     assert json.loads((tmp_path / "votes/eval.json").read_text())["votes"] == 2
 
 
@@ -83,6 +83,8 @@ def test_every_point_gets_votes_and_copies_are_turned(recipe):
         total = evaluate.vote(Second(1, 1), scene, PointCollate(), grid_size=0.3, votes=votes)
         assert (total.sum(-1) >= votes - 1e-4).all(), "every point is in some fragment of each copy"
         assert (total.argmax(-1) == 1).all()
+        total = evaluate.vote(Second(1, 1), scene, PointCollate(), grid_size=0.3, votes=votes, fragments=2)
+        torch.testing.assert_close(total.sum(-1), torch.full((400,), 2.0 * votes))
     assert len({(tuple(turn.round(6).ravel()), scale) for turn, scale in evaluate.augmentations(13)}) == 12, (
         "both flips are a half turn"
     )
@@ -101,6 +103,6 @@ def test_labelled_scans_are_read_and_scored(run_recipe, finetune_settings, share
         (tmp_path / "scans" / name).symlink_to(shared_dir / "data/indoor/scannet_labelled" / name)
     run_recipe(
         "finetune", *finetune_settings, "init=scratch", "data.name=scannet_labelled", f"data.root={tmp_path / 'scans'}",
-        "data.val_every=2", "max_steps=1", "batch_size=1", "grid_size=0.2", f"output={tmp_path / 'run'}",
+        "data.val_every=2", "max_steps=1", "batch_size=1", "grid_size=0.2", "fragments=1", f"output={tmp_path / 'run'}",
     )  # fmt: skip
     assert len(json.loads((tmp_path / "run/eval.json").read_text())["iou"]) == 20
