@@ -76,7 +76,7 @@ def main(cfg: Config) -> None:
     scores = show_views(accelerator, ponder, sets, output / "previews/views.png", cfg.eval_views, cfg.eval_stride)
     if accelerator.is_main_process:
         write_eval(output, scores, run=str(run), data=cfg.data.name, split=cfg.split)
-        write_features(output, ponder.encoder, sets[0])
+        write_features(output, model, sets[0])
         logger.info("%s", "\n".join(f"{key:24} {value:.4g}" for key, value in scores.items()))
 
 

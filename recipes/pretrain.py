@@ -128,7 +128,12 @@ def main(cfg: Config) -> None:
     loader = make_loader(sets, sampler, PretrainCollate(), workers=cfg.data.workers, pin_memory=device.type == "cuda")
     guard = NonFiniteGuard(ponder, limit=cfg.max_broken_steps)
     model, optimizer = accelerator.prepare(ponder, optimizer)  # not the schedule: it would step once per process
-    about = {"task": "pretrain", "model": cfg.encoder, "command": shlex.join(sys.argv), "device": str(device)}
+    about: dict[str, Any] = {
+        "task": "pretrain",
+        "model": cfg.encoder,
+        "command": shlex.join(sys.argv),
+        "device": str(device),
+    }
     if first:
         save_config(cfg, run / "config.yaml")
         write_run_info(run, **about, system=system_info())
@@ -184,9 +189,10 @@ def main(cfg: Config) -> None:
             trained.float()
             metrics = {key: scores[key] for key in ("psnr", "psnr_gain", "depth_median", "depth_ratio")}
             about_weights = {"training_data": cfg.data.name, "metrics": metrics}
-            pz.save_for_hf(trained.encoder, run / "export", renderer=trained, metadata=about_weights)
+            encoder: Any = trained.encoder
+            pz.save_for_hf(encoder, run / "export", renderer=trained, metadata=about_weights)
             write_eval(run, scores, step=step)
-            write_features(run, trained.encoder, views[0])
+            write_features(run, encoder, views[0])
             write_run_info(
                 run,
                 **about,
