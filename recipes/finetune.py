@@ -130,12 +130,8 @@ def main(cfg: Config) -> None:
     loader = make_loader(sets, sampler, PointCollate(), workers=cfg.data.workers, pin_memory=device.type == "cuda")
     guard = NonFiniteGuard(segmentor, limit=cfg.max_broken_steps)
     model, optimizer = accelerator.prepare(segmentor, optimizer)  # not the schedule: it would step once per process
-    about: dict[str, Any] = {
-        "task": "finetune",
-        "model": cfg.encoder,
-        "command": shlex.join(sys.argv),
-        "device": str(device),
-    }
+    about: dict[str, Any] = {"task": "finetune", "model": cfg.encoder, "device": str(device)}
+    about["command"] = shlex.join(sys.argv)
     if first:
         save_config(cfg, run / "config.yaml")
         write_run_info(run, **about, system=system_info())

@@ -128,12 +128,8 @@ def main(cfg: Config) -> None:
     loader = make_loader(sets, sampler, PretrainCollate(), workers=cfg.data.workers, pin_memory=device.type == "cuda")
     guard = NonFiniteGuard(ponder, limit=cfg.max_broken_steps)
     model, optimizer = accelerator.prepare(ponder, optimizer)  # not the schedule: it would step once per process
-    about: dict[str, Any] = {
-        "task": "pretrain",
-        "model": cfg.encoder,
-        "command": shlex.join(sys.argv),
-        "device": str(device),
-    }
+    about: dict[str, Any] = {"task": "pretrain", "model": cfg.encoder, "device": str(device)}
+    about["command"] = shlex.join(sys.argv)
     if first:
         save_config(cfg, run / "config.yaml")
         write_run_info(run, **about, system=system_info())
@@ -141,16 +137,16 @@ def main(cfg: Config) -> None:
 
     with RunLog(run / "metrics.jsonl", total=cfg.max_steps, start=start, main=first, track=accelerator.log) as log:
 
-        def preview(step: int) -> None:
-            scores = show_views(accelerator, trained, views, preview_path(run, step), 2, cfg.eval_stride)
-            log.write(
-                step, {f"val_{key}": value for key, value in scores.items()}, show=("val_psnr", "val_depth_median")
-            )
+        def preview(step: int, count: int) -> dict[str, float]:
+            scores = show_views(accelerator, trained, views, preview_path(run, step), count, cfg.eval_stride)
+            values = {f"val_{key}": value for key, value in scores.items()}
+            log.write(step, values, show=("val_psnr", "val_psnr_gain", "val_depth_median", "val_depth_ratio"))
             if first:
                 write_report(run)
+            return scores
 
         if start == 0:
-            preview(0)
+            preview(0, 2)
         step, sums = start, {}
         for batch in loader:
             batch = batch.to(device, non_blocking=True)
@@ -181,27 +177,21 @@ def main(cfg: Config) -> None:
             if step % cfg.save_every == 0 or step == sampler.stop:
                 save_checkpoint(run, step, state, keep=cfg.keep, info=sampler.describe())
             if step % cfg.preview_every == 0 and step < cfg.max_steps:
-                preview(step)
+                preview(step, 2)
+        if step == cfg.max_steps:
+            scores = preview(step, cfg.eval_views)
 
-    if step == cfg.max_steps:
-        scores = show_views(accelerator, trained, views, preview_path(run, step), cfg.eval_views, cfg.eval_stride)
-        if first:
-            trained.float()
-            metrics = {key: scores[key] for key in ("psnr", "psnr_gain", "depth_median", "depth_ratio")}
-            about_weights = {"training_data": cfg.data.name, "metrics": metrics}
-            encoder: Any = trained.encoder
-            pz.save_for_hf(encoder, run / "export", renderer=trained, metadata=about_weights)
-            write_eval(run, scores, step=step)
-            write_features(run, encoder, views[0])
-            write_run_info(
-                run,
-                **about,
-                status="finished",
-                wall_time=time.monotonic() - began,
-                system=system_info(),
-            )
-            logger.info("%s", json.dumps(scores, indent=1))
-            logger.info("Open %s", write_report(run))
+    if step == cfg.max_steps and first:
+        trained.float()
+        metrics = {key: scores[key] for key in ("psnr", "psnr_gain", "depth_median", "depth_ratio")}
+        about_weights = {"training_data": cfg.data.name, "metrics": metrics}
+        encoder: Any = trained.encoder
+        pz.save_for_hf(encoder, run / "export", renderer=trained, metadata=about_weights)
+        write_eval(run, scores, step=step)
+        write_features(run, encoder, views[0])
+        write_run_info(run, **about, status="finished", wall_time=time.monotonic() - began, system=system_info())
+        logger.info("%s", json.dumps(scores, indent=1))
+        logger.info("Open %s", write_report(run))
     accelerator.end_training()
 
 

@@ -56,6 +56,8 @@ def command_line(
         main(cfg)
     except (ConfigError, CheckpointError, NonFiniteError) as error:
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on from the last checkpoint") from None
 
 
 def start_run(cfg: Any) -> Any:

@@ -25,6 +25,7 @@ def test_every_configuration_loads_and_builds_what_it_names(recipe, name):
         assert (cfg.loss.rgb, cfg.loss.sdf, cfg.rays_per_view, cfg.lr) == (10.0, 10.0, 256, 8e-4)
 
 
+@pytest.mark.slow
 def test_the_smoke_configuration_runs(run_recipe, rooms, tmp_path):
     small = ["data.views=4", "data.image_size=[24,32]", "max_steps=2", "eval_stride=8", "rays_per_view=8"]
     run_recipe("pretrain", "--config", str(CONFIGS / "smoke.yaml"), *small, f"output={tmp_path}", rooms[4])

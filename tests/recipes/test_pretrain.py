@@ -51,7 +51,10 @@ def test_a_run_leaves_everything_that_is_promised(run_recipe, pretrain_settings,
     rows = read_metrics(whole_run / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert all(math.isfinite(row["loss"]) for row in rows if "loss" in row)
-    assert {"rgb", "depth", "sdf", "eikonal", "lr", "gradient_norm"} <= rows[-1].keys()
+    assert {"rgb", "depth", "sdf", "eikonal", "lr", "gradient_norm"} <= next(
+        row for row in reversed(rows) if "loss" in row
+    ).keys()
+    assert [row["step"] for row in rows if "val_psnr" in row] == [0, 4]
     scores = json.loads((whole_run / "eval.json").read_text())["metrics"]
     assert {"psnr", "psnr_constant", "depth_median", "depth_median_constant"} <= scores.keys()
     assert list((whole_run / "previews").glob("*.png"))
