@@ -9,6 +9,7 @@ Data and grid are those of the run's config.yaml unless given. Writes eval.json 
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,6 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import ponder_zoo as pz
-import ponder_zoo.models.renderers, ponder_zoo.models.sparse_unet  # noqa
 from ponder_zoo.data.catalog import DataConfig, open_labelled, open_views, pretrain_dataset
 from ponder_zoo.data.collate import PointCollate, collate_scenes
 from ponder_zoo.data.motion import move_scene
@@ -37,9 +37,9 @@ from ponder_zoo.report.pca import pca_rgb
 from ponder_zoo.report.previews import PreviewView, write_segmentation_views, write_view_grid
 from ponder_zoo.report.run_files import write_clouds, write_eval
 from ponder_zoo.report.splat import Camera
-from ponder_zoo.train.config import parse_config, saved_values
-from ponder_zoo.train.launch import ensure_processes
+from ponder_zoo.train.config import saved_values
 from ponder_zoo.train.log import setup_logging
+from ponder_zoo.train.run import command_line
 
 logger = logging.getLogger("ponder_zoo.recipes.evaluate")
 
@@ -59,6 +59,7 @@ class Config:
     eval_views: int = 8  # views to render
     eval_stride: int = 2  # render every so many-th row and column
     votes: int = 1  # augmented copies that vote on each point: 1, 4 (quarter turns) or 13 (official)
+    fragments: int = 4  # grid-sampled clouds of each copy that vote; 0: until each point was in one (official)
 
 
 def main(cfg: Config) -> None:
@@ -75,7 +76,7 @@ def main(cfg: Config) -> None:
     scores = show_views(accelerator, ponder, sets, output / "previews/views.png", cfg.eval_views, cfg.eval_stride)
     if accelerator.is_main_process:
         write_eval(output, scores, run=str(run), data=cfg.data.name, split=cfg.split)
-        write_features(output, ponder.encoder, sets[0])
+        write_features(output, model, sets[0])
         logger.info("%s", "\n".join(f"{key:24} {value:.4g}" for key, value in scores.items()))
 
 
@@ -130,8 +131,8 @@ def show_views(
     accelerator: Accelerator, ponder: nn.Module, sets: Sequence[PretrainDataset], picture: Path, count: int, stride: int
 ) -> dict[str, float]:
     """Render held-out views (all processes share them), draw the first few, and return their mean scores."""
-    training = ponder.training
-    ponder.eval()
+    training, dtype = ponder.training, next(ponder.parameters()).dtype
+    ponder = (ponder if dtype == torch.float32 else copy.deepcopy(ponder).float()).eval()
     share = {"first": accelerator.process_index, "every": accelerator.num_processes}
     results = list(render_views(ponder, sets, count, stride, **share))
     ponder.train(training)
@@ -166,7 +167,8 @@ def evaluate_segmentation(accelerator: Accelerator, model: nn.Module, cfg: Any, 
         if number % accelerator.num_processes != accelerator.process_index:
             continue
         scene = source[index]
-        prediction = vote(model, scene, collate, grid_size=cfg.grid_size, votes=cfg.votes).argmax(-1)
+        options = {"grid_size": cfg.grid_size, "votes": cfg.votes, "fragments": cfg.fragments}
+        prediction = vote(model, scene, collate, **options).argmax(-1)
         assert scene.segment is not None
         confusion.update(prediction.to(accelerator.device), torch.from_numpy(scene.segment).to(accelerator.device))
         if number == 0:
@@ -189,24 +191,32 @@ def evaluate_segmentation(accelerator: Accelerator, model: nn.Module, cfg: Any, 
 
 
 @torch.no_grad()
-def vote(model: nn.Module, scene: Scene, collate: PointCollate, *, grid_size: float, votes: int = 1) -> Tensor:
-    """Class probabilities of the original points (M, K), summed over the fragments of augmented copies.
+def vote(
+    model: nn.Module, scene: Scene, collate: PointCollate, *, grid_size: float, votes: int = 1, fragments: int = 0
+) -> Tensor:
+    """Class probabilities of the original points (M, K), summed over grid-sampled fragments of augmented copies.
 
-    Each copy is split into grid-sampled clouds that together hold every point (the official test protocol).
+    With `fragments=0` (the official test protocol) as many as the fullest cell has points, hundreds close to a camera;
+    each votes on the points that it holds. A smaller number votes on all points of the cells.
     """
     device = next(model.parameters()).device
     total = torch.zeros(len(scene), int(model.num_classes), device=device)  # type: ignore[arg-type]
     for rotation, scale in augmentations(votes):
         moved = CenterShift()(move_scene(scene, rotation, scale=scale), np.random.default_rng(0))  # draws nothing
-        for fragment, rows in grid_fragments(moved, grid_size):
-            points = collate.pack([replace(fragment, inverse=None)]).to(device)
-            index = torch.from_numpy(rows).to(device)
-            total.index_add_(0, index, model(points).float().softmax(-1))
+        for fragment, rows in grid_fragments(moved, grid_size)[: fragments or None]:
+            probability = model(collate.pack([replace(fragment, inverse=None)]).to(device)).float().softmax(-1)
+            if fragments:
+                total += probability[torch.from_numpy(fragment.inverse).to(device)]
+            else:
+                total.index_add_(0, torch.from_numpy(rows).to(device), probability)
     return total
 
 
 def augmentations(votes: int) -> list[tuple[np.ndarray, float]]:
-    """Rotations (3, 3) and scales: quarter turns, then the same at 0.95 and 1.05, then a mirror image in x and y."""
+    """Rotations (3, 3) and scales: quarter turns, the same at 0.95 and 1.05, and, as in the official test, both flips.
+
+    Mirroring in x and in y is the half turn again, which therefore has two of the 13 votes.
+    """
     turns = [axis_rotation("z", quarter * np.pi / 2) for quarter in range(4)]
     every = [(turn, scale) for scale in (1.0, 0.95, 1.05) for turn in turns] + [(np.diag([-1.0, -1.0, 1.0]), 1.0)]
     if not 1 <= votes <= len(every):
@@ -222,5 +232,4 @@ def run_settings(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    ensure_processes()
-    main(parse_config(Config, description=__doc__, base=run_settings(sys.argv[1:])))
+    command_line(main, Config, __doc__, base=run_settings(sys.argv[1:]))

@@ -21,10 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from evaluate import show_views, view_sets, write_features
-from torch.utils.data import DataLoader
 
 import ponder_zoo as pz
 from ponder_zoo.data.catalog import DataConfig, open_views, pretrain_dataset
@@ -36,14 +33,13 @@ from ponder_zoo.report.html import write_report
 from ponder_zoo.report.previews import preview_path
 from ponder_zoo.report.run_files import write_eval, write_run_info
 from ponder_zoo.report.system import system_info
-from ponder_zoo.train.checkpoint import find_checkpoint, load_checkpoint, open_run_folder, save_checkpoint
-from ponder_zoo.train.config import check_same_run, config_to_dict, parse_config, save_config
+from ponder_zoo.train.checkpoint import save_checkpoint
+from ponder_zoo.train.config import config_to_dict, save_config
 from ponder_zoo.train.distributed import mean_over_processes
 from ponder_zoo.train.guard import NonFiniteGuard
-from ponder_zoo.train.launch import ensure_processes
-from ponder_zoo.train.log import RunLog, setup_logging
-from ponder_zoo.train.optim import ScheduleName, make_ema, make_optimizer, make_schedule
-from ponder_zoo.train.sampler import JointDataset, StepSampler
+from ponder_zoo.train.log import RunLog
+from ponder_zoo.train.optim import ScheduleName
+from ponder_zoo.train.run import command_line, make_loader, make_sampler, make_training, resume_run, start_run
 
 logger = logging.getLogger("ponder_zoo.recipes.pretrain")
 
@@ -91,6 +87,7 @@ class Config:
     mixed_precision: Literal["no", "bf16"] = (
         "no"  # bf16: encoder and dense U-Net; fields and compositing stay in float32
     )
+    float64: bool = False  # compute in double precision, to compare runs: rounding grows tenfold in a few steps
     grad_checkpointing: bool = False  # less memory, more time
     max_broken_steps: int = 5  # non-finite steps in a row before the run stops
 
@@ -101,11 +98,6 @@ class Config:
     eval_views: int = 8  # of those pictures, in the final evaluation
     eval_stride: int = 2  # render every so many-th row and column of them
     log_with: str | None = None  # further trackers of Accelerate: tensorboard, wandb, trackio, ...
-
-
-# What may differ when a run goes on; the data set and the whole batch are compared with the checkpoint.
-FREE_KEYS = ("output", "resume", "stop_step", "log_", "keep", "save_every", "preview_every", "eval_", "batch_size")
-FREE_KEYS += ("accumulate", "data.workers", "data.root", "data.cache", "data.val_scenes")
 
 
 def training_sets(cfg: Config) -> list[PretrainDataset]:
@@ -126,56 +118,18 @@ def build_model(cfg: Config) -> torch.nn.Module:
 
 
 def main(cfg: Config) -> None:
-    accelerator = Accelerator(
-        mixed_precision=cfg.mixed_precision,
-        gradient_accumulation_steps=cfg.accumulate,
-        log_with=cfg.log_with,
-        project_dir=cfg.output,
-        # Norms of absent conditions are unused. The norms' statistics are synchronized, so no buffer needs a broadcast.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
-    )
+    accelerator = start_run(cfg)
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
-    setup_logging(main=first)
-    set_seed(cfg.seed)
-    if first:
-        open_run_folder(run)
-    accelerator.wait_for_everyone()
-
     sets, views = training_sets(cfg), view_sets(cfg)
-    ponder = build_model(cfg).to(device)
-    optimizer = make_optimizer(ponder, cfg.optimizer, lr=cfg.lr, weight_decay=cfg.weight_decay, decay_all=cfg.decay_all)
-    schedule = make_schedule(optimizer, cfg.schedule, total_steps=cfg.max_steps, warmup=cfg.warmup)
-    ema = make_ema(ponder, cfg.ema)
-    trained = ponder if ema is None else ema.module
-    state = {"model": ponder, "optimizer": optimizer, "schedule": schedule} | ({} if ema is None else {"ema": ema})
-
-    sampler = StepSampler(
-        [len(each) for each in sets],
-        cfg.batch_size * cfg.accumulate * accelerator.num_processes,
-        stop=min(cfg.max_steps, cfg.stop_step or cfg.max_steps),
-        ratios=cfg.data.ratios,
-        seed=cfg.seed,
-        parts=cfg.accumulate,
-        processes=accelerator.num_processes,
-        process=accelerator.process_index,
-    )
-    found, start = find_checkpoint(run, cfg.resume), 0
-    if found is not None:
-        if found.parent.parent == run:
-            check_same_run(cfg, run / "config.yaml", free=FREE_KEYS)
-        start = sampler.start = load_checkpoint(found, state, device=device, info=sampler.describe())
-        logger.info("Going on from %s", found)
-    loader = DataLoader(
-        JointDataset(sets),
-        batch_sampler=sampler,
-        collate_fn=PretrainCollate(),
-        num_workers=cfg.data.workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # a new iterator draws a number: from here, not from the generator that resumes
-    )
+    ponder = build_model(cfg).to(device, torch.float64 if cfg.float64 else None)
+    optimizer, schedule, ema, trained, state = make_training(ponder, cfg)
+    sampler = make_sampler(sets, cfg, accelerator)
+    start = resume_run(cfg, state, sampler, device)
+    loader = make_loader(sets, sampler, PretrainCollate(), workers=cfg.data.workers, pin_memory=device.type == "cuda")
     guard = NonFiniteGuard(ponder, limit=cfg.max_broken_steps)
     model, optimizer = accelerator.prepare(ponder, optimizer)  # not the schedule: it would step once per process
-    about = {"task": "pretrain", "model": cfg.encoder, "command": shlex.join(sys.argv), "device": str(device)}
+    about: dict[str, Any] = {"task": "pretrain", "model": cfg.encoder, "device": str(device)}
+    about["command"] = shlex.join(sys.argv)
     if first:
         save_config(cfg, run / "config.yaml")
         write_run_info(run, **about, system=system_info())
@@ -183,19 +137,20 @@ def main(cfg: Config) -> None:
 
     with RunLog(run / "metrics.jsonl", total=cfg.max_steps, start=start, main=first, track=accelerator.log) as log:
 
-        def preview(step: int) -> None:
-            scores = show_views(accelerator, trained, views, preview_path(run, step), 2, cfg.eval_stride)
-            log.write(
-                step, {f"val_{key}": value for key, value in scores.items()}, show=("val_psnr", "val_depth_median")
-            )
+        def preview(step: int, count: int) -> dict[str, float]:
+            scores = show_views(accelerator, trained, views, preview_path(run, step), count, cfg.eval_stride)
+            values = {f"val_{key}": value for key, value in scores.items()}
+            log.write(step, values, show=("val_psnr", "val_psnr_gain", "val_depth_median", "val_depth_ratio"))
             if first:
                 write_report(run)
+            return scores
 
         if start == 0:
-            preview(0)
+            preview(0, 2)
         step, sums = start, {}
         for batch in loader:
             batch = batch.to(device, non_blocking=True)
+            batch = batch.map(lambda x: x.double() if x.is_floating_point() else x) if cfg.float64 else batch
             with accelerator.accumulate(model):
                 output = model(batch.scene, batch.rays)
                 losses = render_loss(output, batch.targets, batch.rays, cfg.loss, average_count=mean_over_processes)
@@ -222,28 +177,23 @@ def main(cfg: Config) -> None:
             if step % cfg.save_every == 0 or step == sampler.stop:
                 save_checkpoint(run, step, state, keep=cfg.keep, info=sampler.describe())
             if step % cfg.preview_every == 0 and step < cfg.max_steps:
-                preview(step)
+                preview(step, 2)
+        if step == cfg.max_steps:
+            scores = preview(step, cfg.eval_views)
 
-    if step == cfg.max_steps:
-        scores = show_views(accelerator, trained, views, preview_path(run, step), cfg.eval_views, cfg.eval_stride)
-        if first:
-            metrics = {key: scores[key] for key in ("psnr", "psnr_gain", "depth_median", "depth_ratio")}
-            about_weights = {"training_data": cfg.data.name, "metrics": metrics}
-            pz.save_for_hf(trained.encoder, run / "export", renderer=trained, metadata=about_weights)
-            write_eval(run, scores, step=step)
-            write_features(run, trained.encoder, views[0])
-            write_run_info(
-                run,
-                **about,
-                status="finished",
-                wall_time=time.monotonic() - began,
-                system=system_info(),
-            )
-            logger.info("%s", json.dumps(scores, indent=1))
-            logger.info("Open %s", write_report(run))
+    if step == cfg.max_steps and first:
+        trained.float()
+        metrics = {key: scores[key] for key in ("psnr", "psnr_gain", "depth_median", "depth_ratio")}
+        about_weights = {"training_data": cfg.data.name, "metrics": metrics}
+        encoder: Any = trained.encoder
+        pz.save_for_hf(encoder, run / "export", renderer=trained, metadata=about_weights)
+        write_eval(run, scores, step=step)
+        write_features(run, encoder, views[0])
+        write_run_info(run, **about, status="finished", wall_time=time.monotonic() - began, system=system_info())
+        logger.info("%s", json.dumps(scores, indent=1))
+        logger.info("Open %s", write_report(run))
     accelerator.end_training()
 
 
 if __name__ == "__main__":
-    ensure_processes()
-    main(parse_config(Config, description=__doc__))
+    command_line(main, Config, __doc__)

@@ -1,8 +1,8 @@
 """Batch normalization with the statistics of the batch of all processes, on any device.
 
-`torch.nn.SyncBatchNorm` refuses CPU tensors. Sums are accumulated in float64, so that statistics, and with them the whole
-forward pass, hardly depend on how the rows are shared out: torch's own float32 sums over a mostly empty volume are good
-to 4e-5 only (measured on a (2, 8, 8, 16, 16) volume, CPU, 2026-11-24), which training amplifies within a few steps.
+`torch.nn.SyncBatchNorm` refuses CPU tensors. Sums are accumulated in float64, so that statistics, and with them the
+whole forward pass, hardly depend on how the rows are shared out: torch's own norm of a mostly empty volume is good to
+4e-5 only (a (2, 8, 8, 16, 16) volume, CPU, 2026-11-24), which training amplifies within a few steps.
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ def update_statistics(
 def synchronize_batch_norm(model: nn.Module) -> nn.Module:
     """Give a model's batch norms the statistics of all processes, in place.
 
-    torch's layers are replaced by `SyncBatchNorm` with the same parameters and buffers; a layer that synchronizes on its
-    own has a switch, `synchronized` (`norms.BatchNorm`). In a single process on a CPU this leaves float64 sums, with which
-    the losses of one process and of several agree.
+    torch's layers are replaced by `SyncBatchNorm` with the same parameters and buffers; a layer that synchronizes on
+    its own has a switch, `synchronized` (`norms.BatchNorm`). In a single process on a CPU this leaves float64 sums,
+    with which the losses of one process and of several agree.
     """
     if type(model) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
         norm = SyncBatchNorm.__new__(SyncBatchNorm)

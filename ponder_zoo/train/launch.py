@@ -13,8 +13,8 @@ logger = logging.getLogger(__name__)
 def ensure_processes() -> None:
     """Start the processes that `accelerate launch --cpu --num_processes N` was asked for.
 
-    Accelerate (1.15) starts one process for this command unless it is given an MPI host file, and says nothing: a run with
-    N-th parts of a batch would silently train on one part. Call it first in a script; where the case applies it
+    Accelerate (1.15) starts one process for this command unless it is given an MPI host file, and says nothing: a run
+    with N-th parts of a batch would silently train on one part. Call it first in a script; where the case applies it
     replaces this process by torch's launcher, and else it does nothing.
     """
     count = missing_processes(os.environ, _parent_command())
