@@ -25,7 +25,9 @@ os.environ |= {
 for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
     os.environ.pop(_name, None)
 
-torch.set_num_threads(1)  # tests have small tensors; threads that wait for each other cost more than they save
+# Tests have small tensors, on which threads wait for each other. Processes that tests start must add in the same order.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

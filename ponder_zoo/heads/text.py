@@ -21,6 +21,8 @@ class TextAlignedHead(nn.Module):
         classes: condition -> row of the table for each of its labels, in label order.
     """
 
+    class_embedding: Tensor
+
     def __init__(
         self, in_chans: int, embed_dim: int, num_embeddings: int, classes: Mapping[str, Sequence[int]]
     ) -> None:

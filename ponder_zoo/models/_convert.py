@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -92,7 +92,7 @@ def convert(
         load_weights(model, {k: v for k, v in full.state_dict().items() if not k.startswith("head.")}, source=str(path))
         extra = {k: v for k, v in full.state_dict().items() if k.startswith("head.")}
     ponder, left_out = _ponder(state, model) if layout == "pretrain" else (None, {})
-    facts = {**_facts(path, condition, int(model.num_classes)), **(metadata or {})}
+    facts = {**_facts(path, condition, int(cast(int, model.num_classes))), **(metadata or {})}
     directory = write_folder(model, out_dir, ponder, facts, extra=extra)
     others = {k: v for k, v in state.items() if layout == "pointgroup" and k.startswith(("bias_head.", "seg_head."))}
     if others:

@@ -244,7 +244,7 @@ def create_pretrainer(
             mask = BlockMask(encoder.in_chans, ratio=parts["mask_ratio"], block=parts["mask_block"])  # type: ignore[arg-type]
         grid_size = getattr(encoder, "grid_size", 0.02)
         volume_encoder = PointVolumeEncoder(encoder, unet, mask=mask, cells=parts["cells"], grid_size=grid_size)
-        return Ponder(volume_encoder, around)
+        return Ponder(volume_encoder, around)  # type: ignore[arg-type]
 
     if source is not None:
         check_size(build, parameter_limit(None if path is None else safetensors_shapes(path)), f"{source}")

@@ -66,7 +66,7 @@ def read_checkpoint(path: str | Path) -> Any:
             "torch.save."
         ) from refusal
     try:
-        allowed = [(_number, name.replace(" ", ".")) for name in _NUMPY_SCALARS] + [(_Dtype, "numpy.dtype")]
+        allowed: list[Any] = [(_number, name.replace(" ", ".")) for name in _NUMPY_SCALARS] + [(_Dtype, "numpy.dtype")]
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about typed storages of old files
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -136,7 +136,7 @@ def _scan(program: bytes) -> None:
                 raise _RefusalError(f"its pickle uses {opcode.name}, which a plain checkpoint does not need")
             if opcode.name == "GLOBAL" and argument not in _GLOBALS:
                 raise _RefusalError(f"its pickle asks for '{str(argument)[:80]}'")
-            if opcode.name in ("PUT", "LONG_BINPUT") and int(argument) > len(program):
+            if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(program):
                 raise _RefusalError(
                     "its pickle numbers more objects than it can hold"
                 )  # a memo of that length is allocated

@@ -118,12 +118,13 @@ def verify(
     """
     from ._download import ModelSource
     from ._factory import create_model
+    from ._hub import read_config
     from ._pretrained import read_safetensors
 
     source = ModelSource.parse(str(name), **source_args) if ":" in str(name) else ModelSource(folder=Path(name))
     if source is None:
         raise ValueError(f"Expected a folder or 'hf-hub:org/repo', got '{name}'.")
-    source.file("config.json")  # pins the commit
+    read_config(source.file("config.json"))  # no folder, or another kind of folder, is said first; pins the commit
     path = source.file(FILE)
     if not path.is_file():
         raise FileNotFoundError(

@@ -319,6 +319,8 @@ def test_verify_replays_the_reference_and_notices_other_weights(hub: LoopbackHub
     other = pz.save_for_hf(encoder(), tmp_path / "other", reference=False)
     with pytest.raises(FileNotFoundError, match="exported without a reference"):
         pz.verify(other)
+    with pytest.raises(FileNotFoundError, match=r"absent/config\.json; there is no such file"):
+        pz.verify(tmp_path / "absent")
     (other / "reference.safetensors").write_bytes(hub.files(NAME)["reference.safetensors"])
     assert not pz.verify(other).passed and "DISAGREES" in str(pz.verify(other))
 

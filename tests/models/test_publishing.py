@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from loopback_hub import OWNER
 from torch import nn
 
 import ponder_zoo as pz
+from ponder_zoo.models._config import PointCfg, PretrainedCfg
+from ponder_zoo.models._hub import model_config
 from ponder_zoo.models._reference import reference_points
 from ponder_zoo.models._safety import check_size
 
@@ -92,3 +95,26 @@ def test_dropped_columns_are_exact_in_the_sparse_unet(name: str, tmp_path: Path)
     output = new.eval()(dataclasses.replace(points, feat=given))
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
     assert new.append_one and new.load_report.columns["height"] == "new, zero weights"
+
+
+CONFIGS = Path(__file__).resolve().parents[2] / "hub_configs"
+
+
+@pytest.mark.parametrize("name", pz.list_pretrained())
+def test_every_published_checkpoint_has_its_config_in_the_repository(name: str) -> None:
+    """`PONDER_ZOO_WRITE_CONFIGS=1 pytest -k published` writes the files again."""
+    with torch.device("meta"):
+        model = pz.create_model(name)
+    model.load_report = pz.LoadReport(name)  # as after loading: the facts about the weights belong in the file
+    config = model_config(model, None, {})
+    del config["library_version"]  # of whoever exports
+    file = CONFIGS / f"{name}.json"
+    if os.environ.get("PONDER_ZOO_WRITE_CONFIGS"):
+        file.write_text(json.dumps(config, indent=2) + "\n")
+    assert json.loads(file.read_text()) == config
+    again = PretrainedCfg.from_dict({**config["pretrained_cfg"], "point_cfg": PointCfg.from_dict(config["point_cfg"])})
+    assert again.architecture == name.partition(".")[0] and again.training_data_license and again.origin_url
+
+
+def test_every_config_in_the_repository_is_of_a_published_checkpoint() -> None:
+    assert {path.stem for path in CONFIGS.glob("*.json")} == set(pz.list_pretrained())
