@@ -55,6 +55,8 @@ class Config:
     split: Literal["train", "val"] = "val"
     grid_size: float = 0.05  # metres
     volume_shape: tuple[int, int, int] = (64, 64, 32)  # X, Y, Z cells, for rendering
+    margin: float = 0.1  # metres around the points that the volume covers, too
+    dropout: float = 0.0  # share of the points that the encoder does not see; as in training, or colours are off
     input_views: int = 5  # views of a room whose pixels are the points
     eval_views: int = 8  # views to render
     eval_stride: int = 2  # render every so many-th row and column
@@ -85,9 +87,9 @@ def main(cfg: Config) -> None:
 
 def view_sets(cfg: Any) -> list[PretrainDataset]:
     """Scenes with views that training does not see, of each data set of a configuration."""
-    options = {"volume_shape": cfg.volume_shape, "input_views": cfg.input_views, "grid_size": cfg.grid_size}
+    options = {key: getattr(cfg, key) for key in ("volume_shape", "input_views", "grid_size", "dropout", "margin")}
     sources = open_views(cfg.data, getattr(cfg, "split", "val"))
-    return [pretrain_dataset(source, "val", dropout=0.0, **options) for source in sources]
+    return [pretrain_dataset(source, "val", **options) for source in sources]
 
 
 @torch.no_grad()
@@ -97,34 +99,37 @@ def render_views(
     """Scores and pictures of about `count` views, evenly over the sets; every so many-th only (share of a process)."""
     device = next(ponder.parameters()).device
     for data in sets:
-        number = min(len(data), max(count // len(sets), 1))
+        number = min(len(data), max(count // len(sets) // (data.target_views or 1), 1))
         for index in np.linspace(0, len(data) - 1, number).astype(int)[first::every].tolist():
             scene, bounds = data.prepare((0, index))
             item = collate_scenes([replace(scene, inverse=None)], [bounds], data.volume_shape, points=data.points)
             volume, views = ponder.volume_encoder(item.to(device)), scene.views  # type: ignore[operator]
             assert views is not None
-            K, pose = torch.from_numpy(views.intrinsics[0]), torch.from_numpy(views.cam_to_world[0])
-            size = views.depth.shape[1], views.depth.shape[2]
-            image = render_image(ponder.renderer, volume, K, pose, size, stride=stride)  # type: ignore[arg-type]
-            rgb = views.color[0, ::stride, ::stride].astype(np.float32) / 255.0
-            depth = views.depth[0, ::stride, ::stride]
-            rendered = {name: value.float().cpu() for name, value in image.items()}
-            yield (
-                view_scores(rendered["rgb"], rendered["depth"], torch.from_numpy(rgb), torch.from_numpy(depth.copy())),
-                PreviewView(
-                    rgb,
-                    rendered["rgb"].clamp(0, 1).numpy(),
-                    rendered["depth"].numpy(),
-                    depth,
-                    rendered["normal"].numpy(),
-                    None if views.normal is None else views.normal[0, ::stride, ::stride],
-                    rendered["opacity"].numpy(),
-                    Camera(views.intrinsics[0], views.cam_to_world[0], size),
-                    scene.coord,
-                    scene.color,
-                    scene.name,
-                ),
-            )
+            for v in range(len(views)):
+                K, pose = torch.from_numpy(views.intrinsics[v]), torch.from_numpy(views.cam_to_world[v])
+                size = views.depth.shape[1], views.depth.shape[2]
+                image = render_image(ponder.renderer, volume, K, pose, size, stride=stride)  # type: ignore[arg-type]
+                rgb = views.color[v, ::stride, ::stride].astype(np.float32) / 255.0
+                depth = views.depth[v, ::stride, ::stride]
+                rendered = {name: value.float().cpu() for name, value in image.items()}
+                yield (
+                    view_scores(
+                        rendered["rgb"], rendered["depth"], torch.from_numpy(rgb), torch.from_numpy(depth.copy())
+                    ),
+                    PreviewView(
+                        rgb,
+                        rendered["rgb"].clamp(0, 1).numpy(),
+                        rendered["depth"].numpy(),
+                        depth,
+                        rendered["normal"].numpy(),
+                        None if views.normal is None else views.normal[v, ::stride, ::stride],
+                        rendered["opacity"].numpy(),
+                        Camera(views.intrinsics[v], views.cam_to_world[v], size),
+                        scene.coord,
+                        scene.color,
+                        scene.name,
+                    ),
+                )
 
 
 def show_views(

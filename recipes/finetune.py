@@ -28,7 +28,7 @@ from ponder_zoo.data.catalog import DataConfig, open_labelled
 from ponder_zoo.data.collate import PointCollate
 from ponder_zoo.data.segmentation import SegmentationDataset
 from ponder_zoo.data.transforms import segmentation_train_transforms
-from ponder_zoo.layers.sync_norm import synchronize_batch_norm
+from ponder_zoo.layers.sync_norm import set_norm_momentum, synchronize_batch_norm
 from ponder_zoo.losses.segmentation import cross_entropy_lovasz
 from ponder_zoo.report.html import write_report
 from ponder_zoo.report.run_files import write_run_info
@@ -73,6 +73,7 @@ class Config:
     schedule: ScheduleName = "onecycle"
     warmup: float = 0.1  # share of the steps
     max_grad_norm: float = 1.0
+    norm_momentum: float | None = 0.1  # of running statistics; null: the model's own, 0.01 in SparseUNet: for long runs
     ema: float = 0.0  # decay of averaged weights; 0 is none
     mixed_precision: Literal["no", "bf16"] = "no"
     grad_checkpointing: bool = False  # less memory, more time
@@ -105,7 +106,7 @@ def build_model(cfg: Config, num_classes: int) -> nn.Module:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(TRAINED[cfg.mode]))
     model.set_grad_checkpointing(cfg.grad_checkpointing)  # type: ignore[operator]
-    return synchronize_batch_norm(model)
+    return set_norm_momentum(synchronize_batch_norm(model), cfg.norm_momentum)
 
 
 def frozen_parts(model: nn.Module) -> Iterator[nn.Module]:

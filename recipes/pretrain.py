@@ -27,7 +27,7 @@ import ponder_zoo as pz
 from ponder_zoo.data.catalog import DataConfig, open_views, pretrain_dataset
 from ponder_zoo.data.collate import PretrainCollate
 from ponder_zoo.data.pretrain import PretrainDataset
-from ponder_zoo.layers.sync_norm import synchronize_batch_norm
+from ponder_zoo.layers.sync_norm import freeze_norms, set_norm_momentum, synchronize_batch_norm
 from ponder_zoo.losses.render import RenderLossWeights, render_loss
 from ponder_zoo.report.html import write_report
 from ponder_zoo.report.previews import preview_path
@@ -59,6 +59,7 @@ class Config:
     renderer_args: dict[str, Any] = field(default_factory=lambda: {"num_samples": 48, "num_importance": 16})
     grid_size: float = 0.05  # metres
     volume_shape: tuple[int, int, int] = (64, 64, 32)  # X, Y, Z cells
+    margin: float = 0.1  # metres around the points that the volume covers, too
     volume_channels: int = 32  # of the volume that the renderer reads
     unet_channels: tuple[int, ...] = (16, 32, 64)  # of the dense U-Net, per level
     mask_ratio: float = 0.0  # share of blocks of voxels to hide behind a token
@@ -83,6 +84,8 @@ class Config:
     schedule: ScheduleName = "onecycle"
     warmup: float = 0.05  # share of the steps
     max_grad_norm: float = 1.0
+    norm_freeze: float = 0.5  # share of the steps after which norms use running statistics, as in evaluation; 1: never
+    norm_momentum: float | None = 0.1  # of running statistics; null: the model's own, 0.01 in SparseUNet: for long runs
     ema: float = 0.0  # decay of averaged weights, e.g. 0.999; 0 is none
     mixed_precision: Literal["no", "bf16"] = (
         "no"  # bf16: encoder and dense U-Net; fields and compositing stay in float32
@@ -102,7 +105,7 @@ class Config:
 
 def training_sets(cfg: Config) -> list[PretrainDataset]:
     options = {key: getattr(cfg, key) for key in ("volume_shape", "rays_per_view", "input_views", "target_views")}
-    options |= {"grid_size": cfg.grid_size, "dropout": cfg.dropout}
+    options |= {key: getattr(cfg, key) for key in ("grid_size", "dropout", "margin")}
     sources = enumerate(open_views(cfg.data, "train"))
     return [pretrain_dataset(source, "train", seed=cfg.seed + 1000 * number, **options) for number, source in sources]
 
@@ -114,7 +117,7 @@ def build_model(cfg: Config) -> torch.nn.Module:
         cfg.encoder, cfg.renderer, encoder_args=encoder_args, renderer_args=cfg.renderer_args, **options
     )
     ponder.encoder.set_grad_checkpointing(cfg.grad_checkpointing)  # type: ignore[operator]
-    return synchronize_batch_norm(ponder)
+    return set_norm_momentum(synchronize_batch_norm(ponder), cfg.norm_momentum)
 
 
 def main(cfg: Config) -> None:
@@ -146,11 +149,12 @@ def main(cfg: Config) -> None:
             return scores
 
         if start == 0:
-            preview(0, 2)
+            preview(0, 4)
         step, sums = start, {}
         for batch in loader:
             batch = batch.to(device, non_blocking=True)
             batch = batch.map(lambda x: x.double() if x.is_floating_point() else x) if cfg.float64 else batch
+            freeze_norms(ponder, step >= cfg.norm_freeze * cfg.max_steps)
             with accelerator.accumulate(model):
                 output = model(batch.scene, batch.rays)
                 losses = render_loss(output, batch.targets, batch.rays, cfg.loss, average_count=mean_over_processes)
@@ -177,7 +181,7 @@ def main(cfg: Config) -> None:
             if step % cfg.save_every == 0 or step == sampler.stop:
                 save_checkpoint(run, step, state, keep=cfg.keep, info=sampler.describe())
             if step % cfg.preview_every == 0 and step < cfg.max_steps:
-                preview(step, 2)
+                preview(step, 4)
         if step == cfg.max_steps:
             scores = preview(step, cfg.eval_views)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from .pretrain import PretrainDataset
 from .scene import Scene
-from .transforms import pretrain_transforms
+from .transforms import Compose, RandomDropout, pretrain_transforms
 
 Split = Literal["train", "val"]
 KEPT_ROOMS = (
@@ -101,7 +101,7 @@ def pretrain_dataset(
         source: from `open_views`.
         split: as given there.
         grid_size: metres.
-        dropout: share of the points to hide in training; a validation item keeps all.
+        dropout: share of the points to hide, in validation as well: the norms' statistics depend on the density.
         options: of PretrainDataset.
     """
     if source.name != "synthetic":
@@ -109,6 +109,8 @@ def pretrain_dataset(
     elif split == "val":
         options = options | {"targets": "unseen", "target_views": 2}
     transform = pretrain_transforms(grid_size, dropout=dropout, augment=split == "train")
+    if split == "val":
+        transform = Compose((RandomDropout(dropout, p=1.0), transform))
     return PretrainDataset(source, transform=transform, **options)
 
 

@@ -149,3 +149,22 @@ def synchronize_batch_norm(model: nn.Module) -> nn.Module:
     for name, child in model.named_children():
         setattr(model, name, synchronize_batch_norm(child))
     return model
+
+
+def freeze_norms(model: nn.Module, frozen: bool) -> None:
+    """Let the batch norms of a model in train mode use their running statistics, or those of the batch again.
+
+    The statistics of a batch of two rooms remove what the rooms have in common, such as the colour of their floors,
+    which is then missing in evaluation. Training the end of a run with the statistics of evaluation repairs that.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.train(model.training and not frozen)
+
+
+def set_norm_momentum(model: nn.Module, momentum: float | None) -> nn.Module:
+    """How fast running statistics follow the batches, of all batch norms of a model; None leaves them as they are."""
+    for module in model.modules():
+        if momentum is not None and isinstance(module, _BatchNorm):
+            module.momentum = momentum
+    return model

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ponder_zoo.layers.norms import BatchNorm
-from ponder_zoo.layers.sync_norm import SyncBatchNorm, synchronize_batch_norm
+from ponder_zoo.layers.sync_norm import SyncBatchNorm, set_norm_momentum, synchronize_batch_norm
 
 
 def test_layers_that_synchronize_on_their_own_are_switched_on():
@@ -33,3 +33,9 @@ def test_the_synchronized_norm_is_torchs_where_there_is_one_process(kind, shape,
         torch.testing.assert_close(synced.state_dict()[key], value, rtol=1e-5, atol=1e-6, msg=key)
     plain.eval(), synced.eval()
     torch.testing.assert_close(synced(first), plain(first))
+
+
+def test_momentum_is_set_on_all_norms_or_left():
+    model = nn.Sequential(BatchNorm(2), nn.BatchNorm3d(2))
+    assert [norm.momentum for norm in set_norm_momentum(model, None)] == [0.01, 0.1]
+    assert [norm.momentum for norm in set_norm_momentum(model, 0.2)] == [0.2, 0.2]
