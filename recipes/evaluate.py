@@ -53,11 +53,11 @@ class Config:
     task: Literal["auto", "render", "segment"] = "auto"  # auto: segment if the model has a head
     data: DataConfig = field(default_factory=DataConfig)
     split: Literal["train", "val"] = "val"
-    grid_size: float = 0.05  # metres
-    volume_shape: tuple[int, int, int] = (64, 64, 32)  # X, Y, Z cells, for rendering
-    margin: float = 0.1  # metres around the points that the volume covers, too
-    dropout: float = 0.0  # share of the points that the encoder does not see; as in training, or colours are off
-    input_views: int = 5  # views of a room whose pixels are the points
+    grid_size: float = 0.08  # metres
+    volume_shape: tuple[int, int, int] = (48, 48, 24)  # X, Y, Z cells, for rendering
+    margin: float = 0.3  # metres around the points that the volume covers, too
+    dropout: float = 0.3  # share of the points that the encoder does not see; as in training, or colours are off
+    input_views: int = 7  # views of a room whose pixels are the points
     eval_views: int = 8  # views to render
     eval_stride: int = 2  # render every so many-th row and column
     votes: int = 1  # augmented copies that vote on each point: 1, 4 (quarter turns) or 13 (official)

@@ -58,7 +58,7 @@ class Config:
     encoder: str = "sparseunet_tiny"  # name for create_model, with init=scratch
     encoder_args: dict[str, Any] = field(default_factory=dict)
     mode: Literal["full", "decoder", "linear"] = "full"  # what is trained; the rest is frozen, norm statistics included
-    grid_size: float = 0.05  # metres; that of the pre-training
+    grid_size: float = 0.08  # metres; that of the pre-training
     max_points: int = 100_000  # of a scene, cropped after grid sampling
 
     max_steps: int = 200  # of the optimizer, for the whole run

@@ -56,40 +56,44 @@ class Config:
     encoder: str = "sparseunet_tiny"  # name for create_model
     encoder_args: dict[str, Any] = field(default_factory=dict)
     renderer: str = "neus"  # neus, volsdf, unisurf
-    renderer_args: dict[str, Any] = field(default_factory=lambda: {"num_samples": 48, "num_importance": 16})
-    grid_size: float = 0.05  # metres
-    volume_shape: tuple[int, int, int] = (64, 64, 32)  # X, Y, Z cells
-    margin: float = 0.1  # metres around the points that the volume covers, too
+    renderer_args: dict[str, Any] = field(
+        default_factory=lambda: {
+            "num_samples": 32,
+            "num_importance": 16,
+            "hidden_dim": 64,
+            "geo_dim": 32,
+            "background": 0.5,  # held-out views also show what no input view saw
+        }
+    )
+    grid_size: float = 0.08  # metres
+    volume_shape: tuple[int, int, int] = (48, 48, 24)  # X, Y, Z cells
+    margin: float = 0.3  # metres around the points that the volume covers, too
     volume_channels: int = 32  # of the volume that the renderer reads
     unet_channels: tuple[int, ...] = (16, 32, 64)  # of the dense U-Net, per level
     mask_ratio: float = 0.0  # share of blocks of voxels to hide behind a token
     mask_block: int = 8  # voxels per edge of such a block
 
-    dropout: float = 0.5  # share of the points that the encoder does not see
-    input_views: int = 5  # views of a room whose pixels are the points
+    dropout: float = 0.3  # share of the points that the encoder does not see
+    input_views: int = 7  # views of a room whose pixels are the points
     target_views: int = 5  # views of a room to render
-    rays_per_view: int = 128
+    rays_per_view: int = 96
     loss: RenderLossWeights = field(default_factory=RenderLossWeights)
 
-    max_steps: int = 400  # of the optimizer, for the whole run
-    stop_step: int | None = (
-        None  # save and stop before, e.g. at the end of a time slot; the schedule stays that of max_steps
-    )
+    max_steps: int = 500  # of the optimizer, for the whole run
+    stop_step: int | None = None  # save and stop there, at the end of a time slot; the schedule stays that of max_steps
     batch_size: int = 2  # scenes per process and step
     accumulate: int = 1  # parts of a batch, one after the other
     optimizer: str = "adamw"  # as timm names them
-    lr: float = 2e-3
+    lr: float = 3e-3
     weight_decay: float = 0.01
     decay_all: bool = False  # also norms and biases
     schedule: ScheduleName = "onecycle"
     warmup: float = 0.05  # share of the steps
     max_grad_norm: float = 1.0
-    norm_freeze: float = 0.5  # share of the steps after which norms use running statistics, as in evaluation; 1: never
+    norm_freeze: float = 0.7  # share of the steps after which norms use running statistics, as in evaluation; 1: never
     norm_momentum: float | None = 0.1  # of running statistics; null: the model's own, 0.01 in SparseUNet: for long runs
     ema: float = 0.0  # decay of averaged weights, e.g. 0.999; 0 is none
-    mixed_precision: Literal["no", "bf16"] = (
-        "no"  # bf16: encoder and dense U-Net; fields and compositing stay in float32
-    )
+    mixed_precision: Literal["no", "bf16"] = "no"  # bf16: encoder and dense U-Net; rendering stays in float32
     float64: bool = False  # compute in double precision, to compare runs: rounding grows tenfold in a few steps
     grad_checkpointing: bool = False  # less memory, more time
     max_broken_steps: int = 5  # non-finite steps in a row before the run stops

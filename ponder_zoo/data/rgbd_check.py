@@ -220,7 +220,8 @@ def _remarks(given: float) -> tuple[str, ...]:
         return ()
     return (
         f"Frames that should overlap lie {_percent(given)} apart; expected about 1 %. Unless another reading is named "
-        "above, none that is common fits better: check that poses, depth and intrinsics belong to the same frames and camera.",
+        "above, none that is common fits better: check that poses, depth and intrinsics belong to the same frames and "
+        "camera.",
     )
 
 

@@ -26,6 +26,7 @@ class AbstractSurfaceRenderer(nn.Module, abc.ABC):
     field: AbstractField
     generator: torch.Generator | None
     sampler_frame: Literal["metres", "official"]  # official: the importance sampler's lookup is not normalised
+    background: float  # grey level where rays meet nothing
     depth_at: Literal["start", "middle"]  # where in its interval `alpha` puts the opacity
 
     @abc.abstractmethod
@@ -53,7 +54,7 @@ class AbstractSurfaceRenderer(nn.Module, abc.ABC):
             t = samples.t_starts
             if self.depth_at == "middle":
                 t = 0.5 * (t + samples.t_ends)
-            return composite(samples, field, render_weights(alpha), t=t)
+            return composite(samples, field, render_weights(alpha), t=t, background=self.background)
 
     def _sdf_along(self, rays: RayBundle, t: Tensor, volume: Volumes) -> Tensor:
         """What the sampler takes for the sdf at distances t (B, R, S) along the rays: (B, R, S)."""

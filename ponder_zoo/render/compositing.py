@@ -22,20 +22,23 @@ def render_weights(alpha: Tensor) -> Tensor:
     return alpha * F.pad(log_transmittance[..., :-1], (1, 0)).exp()
 
 
-def composite(samples: RaySamples, field: FieldOutput, weights: Tensor, *, t: Tensor) -> RenderOutput:
-    """Weighted sums along each ray; the background is black.
+def composite(
+    samples: RaySamples, field: FieldOutput, weights: Tensor, *, t: Tensor, background: float = 0.0
+) -> RenderOutput:
+    """Weighted sums along each ray.
 
     Args:
         samples: intervals the field was queried at.
         field: (B, R, S, ...) what it answered.
         weights: (B, R, S).
         t: (B, R, S) metres, where along its interval each weight sits.
+        background: grey level behind everything.
     """
     with torch.autocast(weights.device.type, enabled=False):
         opacity = weights.sum(-1)
         normal = unit_vector(field.gradient)
         return RenderOutput(
-            rgb=_sum(weights, field.rgb),
+            rgb=_sum(weights, field.rgb) + background * (1.0 - opacity)[..., None],
             depth=(weights * t).sum(-1) / (opacity + 1e-10),
             normal=_sum(weights, normal),
             opacity=opacity.clamp(max=1.0),  # the sum of the weights is at most 1 up to rounding

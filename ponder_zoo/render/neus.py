@@ -42,6 +42,7 @@ class NeuS(AbstractSurfaceRenderer):
             extended by half an interval along the gradient.
         sampler_frame: "metres", or "official": the importance sampler looks up positions that were not normalised.
             Reproduces a defect of the official code (`docs/differences.md`).
+        background: grey level in [0, 1] where rays meet nothing; 0 is the official black.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class NeuS(AbstractSurfaceRenderer):
         initial_sharpness: float = 60.0,
         alpha_rule: Literal["paper", "official"] = "paper",
         sampler_frame: Literal["metres", "official"] = "metres",
+        background: float = 0.0,
     ) -> None:
         super().__init__()
         self.field = SDFField(
@@ -90,6 +92,7 @@ class NeuS(AbstractSurfaceRenderer):
         self.importance_sharpness = importance_sharpness
         self.alpha_rule = alpha_rule
         self.sampler_frame = sampler_frame
+        self.background = background
         self.depth_at = "middle" if alpha_rule == "paper" else "start"
         self.generator = None
 

@@ -42,6 +42,7 @@ class UniSurf(AbstractSurfaceRenderer):
         interval: half-width of the interval in units of 1 / s.
         min_interval: its smallest half-width, metres.
         sampler_frame: "metres", or "official" (see `NeuS`).
+        background: grey level in [0, 1] where rays meet nothing; 0 is the official black.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class UniSurf(AbstractSurfaceRenderer):
         interval: float = 8.0,
         min_interval: float = 0.02,
         sampler_frame: Literal["metres", "official"] = "metres",
+        background: float = 0.0,
     ) -> None:
         super().__init__()
         self.field = SDFField(
@@ -91,6 +93,7 @@ class UniSurf(AbstractSurfaceRenderer):
         self.interval = interval
         self.min_interval = min_interval
         self.sampler_frame = sampler_frame
+        self.background = background
         self.depth_at = "start"
         self.generator = None
 

@@ -43,6 +43,7 @@ class VolSDF(AbstractSurfaceRenderer):
         error_bound: largest error of the opacity that needs no further samples (epsilon of the VolSDF paper).
         initial_beta: scale of the Laplace distribution at initialisation, metres.
         sampler_frame: "metres", or "official" (see `NeuS`).
+        background: grey level in [0, 1] where rays meet nothing; 0 is the official black.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class VolSDF(AbstractSurfaceRenderer):
         error_bound: float = 0.1,
         initial_beta: float = 0.03,
         sampler_frame: Literal["metres", "official"] = "metres",
+        background: float = 0.0,
     ) -> None:
         super().__init__()
         self.field = SDFField(
@@ -90,6 +92,7 @@ class VolSDF(AbstractSurfaceRenderer):
         self.num_rounds = num_rounds
         self.error_bound = error_bound
         self.sampler_frame = sampler_frame
+        self.background = background
         self.depth_at = "start"
         self.generator = None
 

@@ -247,3 +247,14 @@ def trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 def images(output) -> tuple[torch.Tensor, ...]:
     return output.rgb, output.depth, output.normal, output.opacity, output.weights, output.field.sdf
+
+
+@pytest.mark.parametrize("name", RENDERERS)
+def test_rays_that_meet_nothing_show_the_background(name: str) -> None:
+    renderer = make_renderer(name, SphereField(1.0), sharpness=500.0).eval()
+    renderer.background = 0.5
+    rays = rays_towards(torch.zeros(3), num_rays=8, distance=3.0, far=6.0)
+    missing = dataclasses.replace(rays, valid=torch.zeros_like(rays.valid))
+    torch.testing.assert_close(renderer(missing, empty_volume()).rgb, torch.full((1, 8, 3), 0.5))
+    surface = rays.origins + ray_sphere_distance(rays, 1.0)[..., None] * rays.directions
+    torch.testing.assert_close(renderer(rays, empty_volume()).rgb, 0.5 + 0.25 * surface, atol=1e-2, rtol=0.0)

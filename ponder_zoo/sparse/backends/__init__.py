@@ -65,7 +65,7 @@ def get_backend(name: str, device: Device) -> Backend:
 
 @cache
 def _fastest(device_type: str) -> str:
-    # On CPU the torch backend is 1.5 times as fast as spconv; on a GPU spconv's fused kernels win.
+    # On CPU spconv has only its Native algorithm and the torch backend is no slower; on a GPU its fused kernels win.
     name = "spconv" if device_type == "cuda" and has_spconv() else "torch"
     _logger.info("Sparse convolutions on %s run through the %s backend.", device_type, name)
     return name

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from ..kernel_map import Coarsening, KernelMap, submanifold_map
 from ..voxels import Voxels
 
-TILE_PAIRS = 131_072  # on CPU; a tile's products stay near the last-level cache (half and twice of it are within 5%)
+TILE_PAIRS = 131_072  # on CPU; a tile's products stay near the last-level cache
 # With so few input channels (the 5x5x5 stem) and so many neighbours, multiplying zeros for the absent ones is cheaper
 # than sorting the pairs: 49 against 185 ms for 100 000 voxels with 44 of 125 neighbours, 25 against 20 ms for 40 000
 # with 4 (2026-11, 2 CPU cores).
@@ -249,7 +249,7 @@ def _scratch(name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
     """Uninitialized memory that the next call with the same name overwrites.
 
     On CPU one buffer per thread is kept: fresh ones of this size cost a system call and page faults in every
-    convolution, which took a third of the whole network's time. Other devices have a caching allocator.
+    convolution. Other devices have a caching allocator.
     """
     if like.device.type != "cpu":
         return like.new_empty(shape)
