@@ -132,7 +132,13 @@ def test_several_sets_train_jointly_each_with_its_condition(run_recipe, pretrain
         *pretrain_settings,
         *arguments,
         encoder,
-        *("encoder=sparseunet_ponderv2_tiny", "max_steps=3", "data.max_points=2000", "data.views_per_item=2"),
+        *(
+            "encoder=sparseunet_ponderv2_tiny",
+            "norm_freeze=1",
+            "max_steps=3",
+            "data.max_points=2000",
+            "data.views_per_item=2",
+        ),
         *("eval_stride=40", f"output={tmp_path}", "save_every=1"),
     )
     start, end = weights(tmp_path, 1), weights(tmp_path, 3)
