@@ -69,7 +69,7 @@ class Config:
     volume_shape: tuple[int, int, int] = (48, 48, 24)  # X, Y, Z cells
     margin: float = 0.3  # metres around the points that the volume covers, too
     volume_channels: int = 32  # of the volume that the renderer reads
-    unet_channels: tuple[int, ...] = (16, 32, 64)  # of the dense U-Net, per level
+    unet_channels: tuple[int, ...] = (32, 32, 64)  # of the dense U-Net, per level
     mask_ratio: float = 0.0  # share of blocks of voxels to hide behind a token
     mask_block: int = 8  # voxels per edge of such a block
 
@@ -79,12 +79,12 @@ class Config:
     rays_per_view: int = 96
     loss: RenderLossWeights = field(default_factory=RenderLossWeights)
 
-    max_steps: int = 500  # of the optimizer, for the whole run
+    max_steps: int = 550  # of the optimizer, for the whole run
     stop_step: int | None = None  # save and stop there, at the end of a time slot; the schedule stays that of max_steps
     batch_size: int = 2  # scenes per process and step
     accumulate: int = 1  # parts of a batch, one after the other
     optimizer: str = "adamw"  # as timm names them
-    lr: float = 3e-3
+    lr: float = 1e-3
     weight_decay: float = 0.01
     decay_all: bool = False  # also norms and biases
     schedule: ScheduleName = "onecycle"
