@@ -53,6 +53,7 @@ def process(index: int, port: int, settings: list[str], file: str) -> None:
     result = one_step(settings)
     if index == 1:
         torch.save(result, file)
+    dist.barrier()  # gloo aborts a process whose peer has left
     dist.destroy_process_group()
 
 
