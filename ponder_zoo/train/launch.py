@@ -1,4 +1,4 @@
-"""Several processes on one CPU machine, as asked of `accelerate launch`."""
+"""Processes and threads on a CPU machine, where `accelerate launch` starts fewer than it was asked for or has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +52,38 @@ def missing_processes(environment: Mapping[str, str], launcher: Sequence[str]) -
     return 0
 
 
+def use_idle_cores() -> None:
+    """Let torch use this process's share of the cores where `accelerate launch` held it to one thread unasked."""
+    if unasked_thread_limit(_parent_command(), _parent_environment()):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def unasked_thread_limit(launcher: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether a launcher is `accelerate launch` and neither its options nor its environment say how many threads.
+
+    Args:
+        launcher: command line of the process that started this one.
+        environment: of that process.
+    """
+    words = [word.replace("-", "_") for word in launcher]
+    if "launch" not in words or not any(Path(word).name.startswith("accelerate") for word in launcher):
+        return False
+    return "OMP_NUM_THREADS" not in environment and not any("__num_cpu_threads_per_process" in word for word in words)
+
+
 def _parent_command() -> list[str]:
+    return _ask_parent("cmdline") or []
+
+
+def _parent_environment() -> dict[str, str]:
+    return _ask_parent("environ") or {}
+
+
+def _ask_parent(question: str) -> Any:
     try:
         import psutil  # comes with accelerate
 
-        return psutil.Process(os.getppid()).cmdline()
+        return getattr(psutil.Process(os.getppid()), question)()
     except Exception:  # not installed, or the system does not tell
-        return []
+        return None

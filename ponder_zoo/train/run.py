@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from .checkpoint import CheckpointError, find_checkpoint, load_checkpoint, open_run_folder
 from .config import ConfigError, check_same_run, parse_config
 from .guard import NonFiniteError
-from .launch import ensure_processes
+from .launch import ensure_processes, use_idle_cores
 from .log import setup_logging
 from .optim import make_ema, make_optimizer, make_schedule
 from .sampler import JointDataset, StepSampler
@@ -51,6 +51,7 @@ def command_line(
         base: see `parse_config`.
     """
     ensure_processes()
+    use_idle_cores()
     cfg = parse_config(cls, description=description, base=base)
     try:
         main(cfg)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ponder_zoo.train.launch import missing_processes
+from ponder_zoo.train.launch import missing_processes, unasked_thread_limit
 
 CPU = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -22,3 +22,19 @@ CPU = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 
 )
 def test_only_processes_that_were_asked_for_and_not_started_are_missing(environment, options, expected):
     assert missing_processes(environment, ["python", "accelerate", "launch", *options, "recipe.py"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "expected"),
+    [
+        ([], {}, True),
+        (["--num_processes", "1"], {"PATH": "/bin"}, True),
+        (["--num-cpu-threads-per-process=1"], {}, False),
+        (["--num_cpu_threads_per_process", "4"], {}, False),
+        ([], {"OMP_NUM_THREADS": "1"}, False),
+    ],
+)
+def test_a_thread_limit_that_was_asked_for_stays(options, environment, expected):
+    launcher = ["python", "/venv/bin/accelerate", "launch", *options, "recipe.py"]
+    assert unasked_thread_limit(launcher, environment) == expected
+    assert not unasked_thread_limit(["bash"], environment)  # not accelerate's launcher
