@@ -203,6 +203,7 @@ def _ponder(state: Mapping[str, Tensor], model: nn.Module) -> tuple[nn.Module, d
         "neus_ponderv2",
         volume_channels=width,
         unet_channels=[state[f"proj_net.encoders.{i}.basic_module.conv.weight"].shape[0] for i in range(levels)],
+        unet_shortcut=False,
         mask_ratio=0.8 if "mtoken" in state else None,
         cells="official",
         renderer_args={**renderer_args(inside, width), "in_chans": width},

@@ -166,6 +166,7 @@ def create_pretrainer(
     pretrained: bool = False,
     volume_channels: int | None = None,
     unet_channels: Sequence[int] | None = None,
+    unet_shortcut: bool | None = None,
     mask_ratio: float | None = None,
     mask_block: int | None = None,
     cells: Literal["metric", "official"] | None = None,
@@ -185,6 +186,7 @@ def create_pretrainer(
         pretrained: load the encoder's weights, and those of the other parts where the folder has them.
         volume_channels: channels of the volume that the renderer reads; default 128 (official).
         unet_channels: widths of the dense U-Net's levels; default (32, 64, 128, 256) (official).
+        unet_shortcut: whether the dense U-Net adds its input to its result; default True (official: False).
         mask_ratio: share of blocks of voxels whose features a learnable token replaces; default 0, none.
         mask_block: edge of those blocks in voxels; default 8.
         cells: rule by which points fill the volume; default "metric". "official" is for released checkpoints.
@@ -205,6 +207,7 @@ def create_pretrainer(
     given = {
         "volume_channels": volume_channels,
         "unet_channels": unet_channels,
+        "unet_shortcut": unet_shortcut,
         "mask_ratio": mask_ratio,
         "mask_block": mask_block,
         "cells": cells,
@@ -212,6 +215,7 @@ def create_pretrainer(
     parts: dict[str, Any] = {
         "volume_channels": 128,
         "unet_channels": (32, 64, 128, 256),
+        "unet_shortcut": True,
         "mask_ratio": 0.0,
         "mask_block": 8,
         "cells": "metric",
@@ -238,7 +242,12 @@ def create_pretrainer(
 
     def build() -> nn.Module:
         around = create_renderer(renderer, **(renderer_args or {})) if isinstance(renderer, str) else renderer
-        unet = UNet3D(encoder.num_features, parts["volume_channels"], channels=tuple(parts["unet_channels"]))  # type: ignore[arg-type]
+        unet = UNet3D(
+            encoder.num_features,  # type: ignore[arg-type]
+            parts["volume_channels"],
+            channels=tuple(parts["unet_channels"]),
+            shortcut=parts["unet_shortcut"],
+        )
         mask = None
         if parts["mask_ratio"] > 0:
             mask = BlockMask(encoder.in_chans, ratio=parts["mask_ratio"], block=parts["mask_block"])  # type: ignore[arg-type]

@@ -22,9 +22,18 @@ class UNet3D(nn.Module):
         in_chans: channels of the volume.
         out_chans: channels of the result.
         channels: width of each level, finest first; every level after the first halves the resolution.
+        shortcut: add the input to the result, through a 1x1x1 convolution where the widths differ: what the encoder
+            writes in a cell reaches the renderer also while the network is still untrained. Official: False.
     """
 
-    def __init__(self, in_chans: int, out_chans: int, *, channels: Sequence[int] = (32, 64, 128, 256)) -> None:
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int,
+        *,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        shortcut: bool = False,
+    ) -> None:
         super().__init__()
         if len(channels) == 0:
             raise ValueError("UNet3D expected the width of at least one level in `channels`, got none.")
@@ -36,18 +45,22 @@ class UNet3D(nn.Module):
         self.decoder = nn.ModuleList(UpLevel(i, o) for i, o in pairwise(up))
         self.pool = nn.MaxPool3d(2)
         self.head = nn.Conv3d(channels[0], out_chans, 1)
+        self.shortcut: nn.Module | None = None
+        if shortcut:
+            self.shortcut = nn.Identity() if in_chans == out_chans else nn.Conv3d(in_chans, out_chans, 1, bias=False)
 
     def forward(self, volume: Tensor) -> Tensor:
         """(B, C, Z, Y, X) -> (B, C', Z, Y, X); Z, Y and X are multiples of 2^(levels - 1)."""
         self._check(volume)
-        x = _channels_last(volume)
+        volume = x = _channels_last(volume)
         skips: list[Tensor] = []
         for level, block in enumerate(self.encoder):
             x = block(self.pool(x) if level > 0 else x)
             skips.append(x)
         for block, skip in zip(self.decoder, reversed(skips[:-1]), strict=True):
             x = block(x, skip)
-        return _channels_last(self.head(x))
+        x = self.head(x)
+        return _channels_last(x if self.shortcut is None else x + self.shortcut(volume))
 
     def _check(self, volume: Tensor) -> None:
         if volume.ndim != 5 or volume.shape[1] != self.in_chans:

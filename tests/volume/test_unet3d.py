@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ponder_zoo.volume import UNet3D
@@ -64,6 +65,17 @@ def test_the_output_is_channels_last_like_the_input() -> None:
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_any_number_of_levels_works(levels: int) -> None:
     assert UNet3D(3, 5, channels=(2, 3, 4)[:levels])(torch.randn(1, 3, 4, 4, 8)).shape == (1, 5, 4, 4, 8)
+
+
+@pytest.mark.parametrize("out_chans", [3, 5])
+def test_a_shortcut_adds_the_input(out_chans: int) -> None:
+    volume = torch.randn(2, 3, 4, 4, 8)
+    model = UNet3D(3, out_chans, channels=(4, 8), shortcut=True).eval()
+    plain = UNet3D(3, out_chans, channels=(4, 8)).eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    added = model(volume) - plain(volume)
+    expected = volume if out_chans == 3 else F.conv3d(volume, model.shortcut.weight)
+    torch.testing.assert_close(added, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_volumes_that_do_not_fit_are_explained() -> None:
