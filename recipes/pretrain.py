@@ -70,10 +70,12 @@ class Config:
     margin: float = 0.3  # metres around the points that the volume covers, too
     volume_channels: int = 32  # of the volume that the renderer reads
     unet_channels: tuple[int, ...] = (32, 32, 64)  # of the dense U-Net, per level
+    unet_shortcut: bool = True  # whether it adds its input to its result
     mask_ratio: float = 0.0  # share of blocks of voxels to hide behind a token
     mask_block: int = 8  # voxels per edge of such a block
 
     dropout: float = 0.3  # share of the points that the encoder does not see
+    recolor: bool = True  # train on other colours of each scene, in points and images alike
     input_views: int = 7  # views of a room whose pixels are the points
     target_views: int = 5  # views of a room to render
     rays_per_view: int = 96
@@ -109,13 +111,14 @@ class Config:
 
 def training_sets(cfg: Config) -> list[PretrainDataset]:
     options = {key: getattr(cfg, key) for key in ("volume_shape", "rays_per_view", "input_views", "target_views")}
-    options |= {key: getattr(cfg, key) for key in ("grid_size", "dropout", "margin")}
+    options |= {key: getattr(cfg, key) for key in ("grid_size", "dropout", "margin", "recolor")}
     sources = enumerate(open_views(cfg.data, "train"))
     return [pretrain_dataset(source, "train", seed=cfg.seed + 1000 * number, **options) for number, source in sources]
 
 
 def build_model(cfg: Config) -> torch.nn.Module:
-    options = {key: getattr(cfg, key) for key in ("volume_channels", "unet_channels", "mask_ratio", "mask_block")}
+    names = ("volume_channels", "unet_channels", "unet_shortcut", "mask_ratio", "mask_block")
+    options = {name: getattr(cfg, name) for name in names}
     encoder_args = {"grid_size": cfg.grid_size} | cfg.encoder_args
     ponder = pz.create_pretrainer(
         cfg.encoder, cfg.renderer, encoder_args=encoder_args, renderer_args=cfg.renderer_args, **options

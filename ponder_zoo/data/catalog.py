@@ -88,7 +88,7 @@ def open_labelled(config: DataConfig, split: Split) -> list[Source]:
 
 
 def pretrain_dataset(
-    source: Source, split: Split, *, grid_size: float, dropout: float, **options: Any
+    source: Source, split: Split, *, grid_size: float, dropout: float, recolor: bool = False, **options: Any
 ) -> PretrainDataset:
     """Items of one source: augmented for training; for "val", what `evaluate.py` renders.
 
@@ -100,13 +100,14 @@ def pretrain_dataset(
         split: as given there.
         grid_size: metres.
         dropout: share of the points to hide, in validation as well: the norms' statistics depend on the density.
+        recolor: give each scene other colours in training; see `pretrain_transforms`.
         options: of PretrainDataset.
     """
     if source.name != "synthetic":
         options = {key: value for key, value in options.items() if key not in ("input_views", "target_views")}
     elif split == "val":
         options = options | {"targets": "unseen", "target_views": 2}
-    transform = pretrain_transforms(grid_size, dropout=dropout, augment=split == "train")
+    transform = pretrain_transforms(grid_size, dropout=dropout, recolor=recolor, augment=split == "train")
     if split == "val":
         transform = Compose((RandomDropout(dropout, p=1.0), transform))
     return PretrainDataset(source, transform=transform, **options)

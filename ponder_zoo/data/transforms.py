@@ -220,6 +220,38 @@ class ChromaticJitter:
 
 
 @dataclass(frozen=True)
+class ChannelShuffle:
+    """With probability `p`, put red, green and blue in one of their six orders; points and images alike."""
+
+    p: float = 1.0
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        if scene.color is None or rng.random() >= self.p:
+            return scene
+        order = rng.permutation(3)
+        return _map_color(scene, lambda color: color[..., order])
+
+
+@dataclass(frozen=True)
+class RandomSaturation:
+    """With probability `p`, move colours away from their grey by one factor; points and images alike."""
+
+    factor: tuple[float, float] = (1.0, 3.0)
+    p: float = 1.0
+
+    def __call__(self, scene: Scene, rng: Generator) -> Scene:
+        if scene.color is None or rng.random() >= self.p:
+            return scene
+        factor = np.float32(rng.uniform(*self.factor))
+
+        def saturate(color: NDArray[Any]) -> NDArray[Any]:
+            grey = color.mean(-1, keepdims=True, dtype=np.float32)
+            return grey + factor * (color - grey)
+
+        return _map_color(scene, saturate)
+
+
+@dataclass(frozen=True)
 class NormalizeColor:
     """Map the points' colours from [0, 255] to [-1, 1]. Images keep theirs.
 
@@ -242,11 +274,11 @@ class ColumnDrop:
 
 
 def _map_color(scene: Scene, function: Callable[[NDArray[Any]], NDArray[Any]]) -> Scene:
+    """Apply a function of colours (..., 3) in [0, 255] to the points and to the images."""
     assert scene.color is not None
     views = scene.views
     if views is not None:
-        table = function(np.repeat(np.arange(256.0)[:, None], 3, axis=1)).clip(0, 255).round().astype(np.uint8)
-        views = replace(views, color=np.stack([table[views.color[..., c], c] for c in range(3)], axis=-1))
+        views = replace(views, color=function(views.color).clip(0, 255).round().astype(np.uint8))
     return replace(scene, color=function(scene.color).clip(0, 255).astype(np.float32), views=views)
 
 
@@ -339,14 +371,19 @@ def _one_per_cell(scene: Scene, cells: GridCells, rows: NDArray[np.int64]) -> Sc
 # ---- presets
 
 
-def pretrain_transforms(grid_size: float = 0.02, *, dropout: float = 0.8, augment: bool = True) -> Compose:
-    """The official pre-training pipeline; nothing here changes colours, which are targets.
+def pretrain_transforms(
+    grid_size: float = 0.02, *, dropout: float = 0.8, recolor: bool = False, augment: bool = True
+) -> Compose:
+    """The official pre-training pipeline, which leaves colours alone.
 
+    With `recolor`, each scene gets other and stronger colours, in points and images alike: an encoder that has seen
+    few rooms otherwise learns their usual hues instead of those in its input (`docs/differences.md` has the effect).
     With `augment=False` (for validation): centring and the first point of each cell only.
     """
     if not augment:
         return Compose((CenterShift(), GridSample(grid_size, pick="first"), CenterShift(z=False)))
-    return Compose((CenterShift(), RandomDropout(dropout, p=1.0), *_motions(), *_sample(grid_size)))
+    colors = (ChannelShuffle(), RandomSaturation()) if recolor else ()
+    return Compose((CenterShift(), RandomDropout(dropout, p=1.0), *colors, *_motions(), *_sample(grid_size)))
 
 
 def segmentation_train_transforms(grid_size: float = 0.02, *, max_points: int = 100_000) -> Compose:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from ponder_zoo.data.motion import move_scene, take_points
 from ponder_zoo.data.scene import Scene
 from ponder_zoo.data.transforms import (
     CenterShift,
+    ChannelShuffle,
     ChromaticAutoContrast,
     ChromaticJitter,
     ChromaticTranslation,
@@ -28,6 +30,7 @@ from ponder_zoo.data.transforms import (
     RandomFlip,
     RandomJitter,
     RandomRotate,
+    RandomSaturation,
     RandomScale,
     ShufflePoint,
     SphereCrop,
@@ -57,6 +60,8 @@ OTHERS = [
     ChromaticAutoContrast(p=1.0),
     ChromaticTranslation(p=1.0),
     ChromaticJitter(p=1.0),
+    ChannelShuffle(),
+    RandomSaturation(),
     NormalizeColor(),
     ColumnDrop("color", p=1.0),
     RandomDropout(p=1.0),
@@ -65,6 +70,7 @@ OTHERS = [
     SphereCrop(ratio=0.5, center="middle"),
     GridSample(0.1),
     pretrain_transforms(0.1),
+    pretrain_transforms(0.1, recolor=True),
     pretrain_transforms(0.1, augment=False),
     segmentation_train_transforms(0.1, max_points=150),
     segmentation_test_transforms(0.1),
@@ -211,6 +217,20 @@ def test_translation_shifts_points_and_images_by_one_colour(room: Scene) -> None
     shift = moved.color - dull.color
     assert np.ptp(shift, axis=0).max() < 1e-3 and 0 < np.abs(shift).max() <= 25.5
     assert np.abs(moved.views.color.reshape(-1, 3) - moved.color).max() <= 0.51
+
+
+def test_channel_shuffles_give_all_orders_to_points_and_images_alike(room: Scene) -> None:
+    orders = {tuple(ChannelShuffle()(room, np.random.default_rng(seed)).color[0].tolist()) for seed in range(60)}
+    assert orders == set(itertools.permutations(room.color[0].tolist()))
+    shuffled = ChannelShuffle()(room, np.random.default_rng(0))
+    np.testing.assert_array_equal(shuffled.views.color.reshape(-1, 3), shuffled.color)
+
+
+def test_saturation_stretches_the_distance_from_grey(room: Scene) -> None:
+    vivid = RandomSaturation((2.0, 2.0))(room, np.random.default_rng(0))
+    grey = room.color.mean(-1, keepdims=True)
+    np.testing.assert_allclose(vivid.color, (grey + 2 * (room.color - grey)).clip(0, 255), atol=1e-3)
+    assert np.abs(vivid.views.color.reshape(-1, 3) - vivid.color).max() <= 0.51
 
 
 def test_normalized_colours_are_the_official_ones(room: Scene) -> None:
