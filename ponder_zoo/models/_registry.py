@@ -60,7 +60,7 @@ def _register(entry_point: Entry, modality: Modality) -> Entry:
     return entry_point
 
 
-def register_model(entry_point: Entry | None = None, *, modality: Modality = "points") -> Any:
+def register_model(entry_point: EntryPoint | None = None, *, modality: Modality = "points") -> Any:
     """Decorator: make a function `name(pretrained=False, **kwargs) -> nn.Module` known to `create_model`.
 
     Pre-trained variants come from the `default_cfgs` of the function's module. Registering a name again replaces it.

@@ -23,7 +23,8 @@ from ..heads.text import TextAlignedHead
 from ..layers.blocks import ConvNorm, NormLayer, ResidualBlock
 from ..layers.norms import BatchNorm, Prompt, PromptDrivenNorm, keep_statistics
 from ..ops.grid_sample import grid_index
-from ..sparse import DownConv3d, SparseTensor, SubMConv3d, UpConv3d, average_rows, coarsening
+from ..ops.segment import segment_mean
+from ..sparse import DownConv3d, SparseTensor, SubMConv3d, UpConv3d, coarsening
 from ..structures import PointBatch
 from ._builder import build_model
 from ._config import PretrainedCfg
@@ -222,12 +223,12 @@ class SparseUNet(nn.Module):
         wanted = _stage_indices(indices, len(self.feature_info))
         x, row, prompt = self._prepare(points)
         outputs = list(islice(self._stages(x, prompt), max(wanted, default=-1) + 1))
-        coord = average_rows(points.coord, row, len(x))
+        coord = segment_mean(points.coord, row, len(x))
         inverse = row if points.inverse is None else row.index_select(0, points.inverse)
         places = {x.voxels.stride: (coord, inverse)}
         for finer in outputs[:NUM_STAGES]:  # the stem and the encoder but its last stage lead to the coarser voxels
             step = coarsening(finer.voxels)
-            coord = average_rows(coord, step.parent, len(step.coarse))
+            coord = segment_mean(coord, step.parent, len(step.coarse))
             inverse = step.parent.index_select(0, inverse)
             places[step.coarse.stride] = (coord, inverse)
         return [_as_points(outputs[i], *places[outputs[i].voxels.stride], points.condition) for i in wanted]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .rows import scatter_rows
+
 
 def segment_sum(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     """Sum the rows of each group: values (N, ...), index (N,) int64 in [0, S) -> (S, ...). Empty groups are zero.
@@ -23,12 +25,18 @@ def segment_count(index: Tensor, num_segments: int) -> Tensor:
 def segment_mean(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     """Average the rows of each group: values (N, ...), index (N,) -> (S, ...). Empty groups are zero.
 
-    Accumulates half precision in float32 and returns the type of `values`. Differentiable in `values`.
+    Rows whose index is S or more belong to no group. Accumulates half precision in float32 and returns the type of
+    `values`. Differentiable in `values`.
     """
     wide = _widen(values)
-    total = segment_sum(wide, index, num_segments)
-    count = segment_count(index, num_segments).clamp(min=1).to(wide.dtype)
-    return (total / count.view(-1, *[1] * (values.ndim - 1))).to(values.dtype)
+    inside = (index < num_segments).to(wide.dtype)
+    index = index.clamp(max=num_segments - 1)
+    count = wide.new_zeros(num_segments).index_add_(0, index, inside)
+    # The mean is one weighted sum: no division over all groups, and its backward is a gather.
+    weight = inside / count[index].clamp(min=1.0)
+    rows = wide[:, None] if wide.ndim == 1 else wide.flatten(1)
+    mean = scatter_rows(index[:, None], weight[:, None], rows, num_segments)
+    return mean.view(num_segments, *values.shape[1:]).to(values.dtype)
 
 
 def segment_max(values: Tensor, index: Tensor, num_segments: int) -> Tensor:

@@ -10,6 +10,5 @@ from .modules import DownConv3d as DownConv3d
 from .modules import SubMConv3d as SubMConv3d
 from .modules import UpConv3d as UpConv3d
 from .tensor import SparseTensor as SparseTensor
-from .tensor import average_rows as average_rows
 from .voxels import Voxels as Voxels
 from .voxels import voxelize as voxelize

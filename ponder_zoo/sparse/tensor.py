@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
+from ..ops.segment import segment_mean
 from .voxels import Voxels, voxelize
 
 
@@ -62,13 +62,4 @@ class SparseTensor:
             The tensor, and the row of each point in it (N,): `tensor.feat[inverse]` is in the order of the points.
         """
         voxels, inverse = voxelize(grid_coord, batch, batch_size)
-        return cls(average_rows(feat, inverse, len(voxels)), voxels), inverse
-
-
-def average_rows(values: Tensor, row: Tensor, num_rows: int) -> Tensor:
-    """Mean of the values of each row, none of which is empty: (N, C), (N,) -> (num_rows, C). Deterministic."""
-    order = row.argsort(stable=True)
-    if num_rows == len(row):
-        return values.index_select(0, order)
-    start = torch.searchsorted(row.index_select(0, order), torch.arange(num_rows, device=row.device))
-    return torch.nn.functional.embedding_bag(order, values, start, mode="mean")
+        return cls(segment_mean(feat, inverse, len(voxels)), voxels), inverse

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.rows import scatter_rows
+from ..ops.segment import segment_mean
 from ..structures import FeatureVolume, PointBatch, VolumeGrid
 
 
@@ -27,22 +27,8 @@ def densify(points: PointBatch, grid: VolumeGrid) -> FeatureVolume:
     _check_scenes(points, grid)
     index = grid.flat_index(points.coord, points.batch)  # (N,); outside the grid -> one past the last row
     X, Y, Z = grid.shape
-    rows = average_rows(points.feat, index, points.batch_size * Z * Y * X)
+    rows = segment_mean(_full(points.feat), index, points.batch_size * Z * Y * X)
     return FeatureVolume(rows.view(-1, Z, Y, X, rows.shape[1]).movedim(-1, 1), grid)  # channels_last_3d in memory
-
-
-def average_rows(feat: Tensor, index: Tensor, num_rows: int) -> Tensor:
-    """Mean of the (N, C) features of each row of a table, zero where there are none: (num_rows, C).
-
-    Features whose `index` (N,) is `num_rows` or more belong to no row.
-    """
-    feat = feat.to(torch.promote_types(feat.dtype, torch.float32))
-    inside = (index < num_rows).to(feat.dtype)
-    index = index.clamp(max=num_rows - 1)
-    count = feat.new_zeros(num_rows).index_add_(0, index, inside)
-    # The mean is one weighted sum: no count channel, no division over all cells, and its backward is a gather.
-    weight = inside / count[index].clamp(min=1.0)
-    return scatter_rows(index[:, None], weight[:, None], feat, num_rows)
 
 
 def densify_official(
@@ -73,7 +59,7 @@ def densify_official(
         cell = (step / (steps / step.new_tensor(shape))).floor().long()
         x, y, z = cell.clamp(min=0).minimum(cell.new_tensor(shape) - 1).unbind(-1)
         index = ((z * Y + y) * X + x).masked_fill(batch != b, Z * Y * X)
-        feat = average_rows(points.feat, index, Z * Y * X).view(1, Z, Y, X, -1).movedim(-1, 1)
+        feat = segment_mean(_full(points.feat), index, Z * Y * X).view(1, Z, Y, X, -1).movedim(-1, 1)
         if shape != grid.shape:
             feat = F.interpolate(feat, grid.shape[::-1], mode="trilinear", align_corners=False)
         volumes.append(feat)
@@ -97,3 +83,7 @@ def _check_scenes(points: PointBatch, grid: VolumeGrid) -> None:
             f"Expected one box per scene; got grid.bounds {tuple(grid.bounds.shape)} for {points.batch_size} scenes. "
             "Build the grid from the same list of scenes as the points."
         )
+
+
+def _full(feat: Tensor) -> Tensor:
+    return feat.to(torch.promote_types(feat.dtype, torch.float32))

@@ -41,6 +41,11 @@ def test_half_precision_accumulates_in_float32() -> None:
     assert mean.dtype == torch.bfloat16 and mean.item() == 1.0
 
 
+def test_the_mean_leaves_out_rows_of_no_segment() -> None:
+    mean = segment_mean(torch.tensor([1.0, 3.0, 100.0]), torch.tensor([0, 0, 2]), 2)
+    assert mean.tolist() == [2.0, 0.0]
+
+
 def test_no_rows_give_zeros() -> None:
     for function in (segment_sum, segment_mean, segment_max):
         assert not function(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 3).any()
