@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from torch import Tensor, nn
 
@@ -256,9 +256,21 @@ def _tell_terms(cfg: PretrainedCfg, source: str) -> None:
 
 
 def _check_arguments(model_cls: type[nn.Module], architecture: str, args: Mapping[str, Any]) -> None:
-    known = [name for name in inspect.signature(model_cls).parameters if name != "self"]
+    known = _argument_names(model_cls)
     for name in args:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean '{close[0]}'?" if close else f"It takes {', '.join(known)}."
             raise TypeError(f"'{architecture}' takes no argument '{name}'. {hint}")
+
+
+def _argument_names(model_cls: type[nn.Module]) -> list[str]:
+    """What a constructor takes by name; `**options: Unpack[SomeTypedDict]` counts with the names of the dictionary."""
+    names: list[str] = []
+    for name, parameter in inspect.signature(model_cls).parameters.items():
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            names.append(name)
+            continue
+        for typed_dict in get_args(get_type_hints(model_cls.__init__).get(name)):
+            names += get_type_hints(typed_dict)
+    return names

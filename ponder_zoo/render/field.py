@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Literal, TypedDict, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,22 @@ class AbstractField(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, positions: Tensor, directions: Tensor, volume: Volumes) -> FieldOutput:
         """Everything, at positions (B, R, S, 3) seen along unit directions (B, R, 3)."""
+
+
+class FieldArgs(TypedDict, total=False):
+    """Arguments of `SDFField` besides `in_chans`, which renderers pass on."""
+
+    hidden_dim: int
+    geo_dim: int
+    num_blocks: int
+    rgb_blocks: int
+    semantic_blocks: int
+    semantic_dim: int | None
+    points_factor: float
+    share_volume: bool
+    rgb_normal: Literal["unit", "gradient"]
+    frame: Literal["metres", "official"]
+    initial_sdf: float | None
 
 
 class SDFField(AbstractField):

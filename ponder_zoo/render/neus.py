@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..structures import FieldOutput, RayBundle, RaySamples
 from .base import AbstractSurfaceRenderer
 from .compositing import render_weights
-from .field import SDFField, Volumes
+from .field import FieldArgs, SDFField, Volumes
 from .sampling import merge_edges, sample_pdf, samples_between, uniform_edges
 
 
@@ -21,17 +21,6 @@ class NeuS(AbstractSurfaceRenderer):
 
     Args:
         in_chans: channels of the volume.
-        hidden_dim: see `SDFField`, as for the arguments up to `initial_sdf`.
-        geo_dim: see `SDFField`.
-        num_blocks: see `SDFField`.
-        rgb_blocks: see `SDFField`.
-        semantic_blocks: see `SDFField`.
-        semantic_dim: see `SDFField`.
-        points_factor: see `SDFField`.
-        share_volume: see `SDFField`.
-        rgb_normal: see `SDFField`.
-        frame: see `SDFField`.
-        initial_sdf: see `SDFField`.
         num_samples: uniform (in training: stratified) samples per ray.
         num_importance: samples per ray placed where the uniform ones see a surface.
         num_upsample_steps: rounds that place them, each with twice the sharpness of the one before.
@@ -43,23 +32,13 @@ class NeuS(AbstractSurfaceRenderer):
         sampler_frame: "metres", or "official": the importance sampler looks up positions that were not normalised.
             Reproduces a defect of the official code (`docs/differences.md`).
         background: grey level in [0, 1] where rays meet nothing; 0 is the official black.
+        field: the arguments of `SDFField`.
     """
 
     def __init__(
         self,
         in_chans: int,
         *,
-        hidden_dim: int = 128,
-        geo_dim: int = 64,
-        num_blocks: int = 1,
-        rgb_blocks: int = 0,
-        semantic_blocks: int = 0,
-        semantic_dim: int | None = None,
-        points_factor: float = 0.0,
-        share_volume: bool = True,
-        rgb_normal: Literal["unit", "gradient"] = "unit",
-        frame: Literal["metres", "official"] = "metres",
-        initial_sdf: float | None = 0.3,
         num_samples: int = 64,
         num_importance: int = 32,
         num_upsample_steps: int = 1,
@@ -68,22 +47,10 @@ class NeuS(AbstractSurfaceRenderer):
         alpha_rule: Literal["paper", "official"] = "paper",
         sampler_frame: Literal["metres", "official"] = "metres",
         background: float = 0.0,
+        **field: Unpack[FieldArgs],
     ) -> None:
         super().__init__()
-        self.field = SDFField(
-            in_chans,
-            hidden_dim=hidden_dim,
-            geo_dim=geo_dim,
-            num_blocks=num_blocks,
-            rgb_blocks=rgb_blocks,
-            semantic_blocks=semantic_blocks,
-            semantic_dim=semantic_dim,
-            points_factor=points_factor,
-            share_volume=share_volume,
-            rgb_normal=rgb_normal,
-            frame=frame,
-            initial_sdf=initial_sdf,
-        )
+        self.field = SDFField(in_chans, **field)
         # a tenth of the logarithm, as in the official code: it then moves at the pace of the other weights
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(initial_sharpness) / 10.0))
         self.num_samples = num_samples

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ..structures import FieldOutput, RayBundle, RaySamples
 from .base import AbstractSurfaceRenderer
-from .field import SDFField, Volumes
+from .field import FieldArgs, SDFField, Volumes
 from .sampling import merge_edges, samples_between, uniform_edges
 
 
@@ -23,17 +23,6 @@ class UniSurf(AbstractSurfaceRenderer):
 
     Args:
         in_chans: channels of the volume.
-        hidden_dim: see `SDFField`, as for the arguments up to `initial_sdf`.
-        geo_dim: see `SDFField`.
-        num_blocks: see `SDFField`.
-        rgb_blocks: see `SDFField`.
-        semantic_blocks: see `SDFField`.
-        semantic_dim: see `SDFField`.
-        points_factor: see `SDFField`.
-        share_volume: see `SDFField`.
-        rgb_normal: see `SDFField`.
-        frame: see `SDFField`.
-        initial_sdf: see `SDFField`.
         num_samples: samples of the space from near to far that are rendered.
         num_importance: samples of the interval around the surface.
         num_search: uniform steps that look for the first change of sign.
@@ -43,23 +32,13 @@ class UniSurf(AbstractSurfaceRenderer):
         min_interval: its smallest half-width, metres.
         sampler_frame: "metres", or "official" (see `NeuS`).
         background: grey level in [0, 1] where rays meet nothing; 0 is the official black.
+        field: the arguments of `SDFField`.
     """
 
     def __init__(
         self,
         in_chans: int,
         *,
-        hidden_dim: int = 128,
-        geo_dim: int = 64,
-        num_blocks: int = 1,
-        rgb_blocks: int = 0,
-        semantic_blocks: int = 0,
-        semantic_dim: int | None = None,
-        points_factor: float = 0.0,
-        share_volume: bool = True,
-        rgb_normal: Literal["unit", "gradient"] = "unit",
-        frame: Literal["metres", "official"] = "metres",
-        initial_sdf: float | None = 0.3,
         num_samples: int = 32,
         num_importance: int = 32,
         num_search: int = 64,
@@ -69,22 +48,10 @@ class UniSurf(AbstractSurfaceRenderer):
         min_interval: float = 0.02,
         sampler_frame: Literal["metres", "official"] = "metres",
         background: float = 0.0,
+        **field: Unpack[FieldArgs],
     ) -> None:
         super().__init__()
-        self.field = SDFField(
-            in_chans,
-            hidden_dim=hidden_dim,
-            geo_dim=geo_dim,
-            num_blocks=num_blocks,
-            rgb_blocks=rgb_blocks,
-            semantic_blocks=semantic_blocks,
-            semantic_dim=semantic_dim,
-            points_factor=points_factor,
-            share_volume=share_volume,
-            rgb_normal=rgb_normal,
-            frame=frame,
-            initial_sdf=initial_sdf,
-        )
+        self.field = SDFField(in_chans, **field)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(initial_sharpness) / 10.0))  # as in NeuS
         self.num_samples = num_samples
         self.num_importance = num_importance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..structures import FieldOutput, RayBundle, RaySamples
 from .base import AbstractSurfaceRenderer
 from .compositing import render_weights
-from .field import SDFField, Volumes
+from .field import FieldArgs, SDFField, Volumes
 from .sampling import merge_edges, sample_pdf, samples_between, uniform_edges
 
 
@@ -25,17 +25,6 @@ class VolSDF(AbstractSurfaceRenderer):
 
     Args:
         in_chans: channels of the volume.
-        hidden_dim: see `SDFField`, as for the arguments up to `initial_sdf`.
-        geo_dim: see `SDFField`.
-        num_blocks: see `SDFField`.
-        rgb_blocks: see `SDFField`.
-        semantic_blocks: see `SDFField`.
-        semantic_dim: see `SDFField`.
-        points_factor: see `SDFField`.
-        share_volume: see `SDFField`.
-        rgb_normal: see `SDFField`.
-        frame: see `SDFField`.
-        initial_sdf: see `SDFField`.
         num_samples: uniform samples that the sampler starts from, and adds in each further round.
         num_importance: samples placed by the rendering weights.
         num_uniform: uniform samples added to those that are rendered.
@@ -44,23 +33,13 @@ class VolSDF(AbstractSurfaceRenderer):
         initial_beta: scale of the Laplace distribution at initialisation, metres.
         sampler_frame: "metres", or "official" (see `NeuS`).
         background: grey level in [0, 1] where rays meet nothing; 0 is the official black.
+        field: the arguments of `SDFField`.
     """
 
     def __init__(
         self,
         in_chans: int,
         *,
-        hidden_dim: int = 128,
-        geo_dim: int = 64,
-        num_blocks: int = 1,
-        rgb_blocks: int = 0,
-        semantic_blocks: int = 0,
-        semantic_dim: int | None = None,
-        points_factor: float = 0.0,
-        share_volume: bool = True,
-        rgb_normal: Literal["unit", "gradient"] = "unit",
-        frame: Literal["metres", "official"] = "metres",
-        initial_sdf: float | None = 0.3,
         num_samples: int = 64,
         num_importance: int = 64,
         num_uniform: int = 32,
@@ -69,22 +48,10 @@ class VolSDF(AbstractSurfaceRenderer):
         initial_beta: float = 0.03,
         sampler_frame: Literal["metres", "official"] = "metres",
         background: float = 0.0,
+        **field: Unpack[FieldArgs],
     ) -> None:
         super().__init__()
-        self.field = SDFField(
-            in_chans,
-            hidden_dim=hidden_dim,
-            geo_dim=geo_dim,
-            num_blocks=num_blocks,
-            rgb_blocks=rgb_blocks,
-            semantic_blocks=semantic_blocks,
-            semantic_dim=semantic_dim,
-            points_factor=points_factor,
-            share_volume=share_volume,
-            rgb_normal=rgb_normal,
-            frame=frame,
-            initial_sdf=initial_sdf,
-        )
+        self.field = SDFField(in_chans, **field)
         self.beta_parameter = nn.Parameter(torch.tensor(float(initial_beta)))
         self.num_samples = num_samples
         self.num_importance = num_importance
