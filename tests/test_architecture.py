@@ -16,12 +16,12 @@ ALLOWED = {
     "volume": {"layers", "sparse", "ops", "structures"},
     "render": {"layers", "sparse", "ops", "structures"},
     "heads": {"layers", "sparse", "ops", "structures"},
-    "models": {"volume", "render", "heads", "layers", "sparse", "ops", "structures", "version"},
+    "models": {"files", "volume", "render", "heads", "layers", "sparse", "ops", "structures", "version"},
     "losses": {"ops", "structures"},
     "metrics": {"ops", "structures"},
-    "data": {"ops", "structures"},
-    "report": {"ops", "structures", "version"},
-    "train": {"version"},
+    "data": {"ops", "structures", "files"},
+    "report": {"files", "ops", "structures", "version"},
+    "train": {"files", "version"},
 }
 
 

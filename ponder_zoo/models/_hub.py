@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..files import write_atomic
 from ..structures import PointBatch
 from ..version import __version__
 from ._card import CARD_MARK, model_card
 from ._config import FORMAT_VERSION, PointCfg, PretrainedCfg
 from ._download import HubRepo, ModelSource, check_repo_id, explained
-from ._pretrained import write_atomic, write_tensors
+from ._pretrained import write_tensors
 from ._reference import reference_pair
 from ._safety import read_json
 
@@ -157,7 +158,7 @@ def write_folder(
     write_tensors(directory / "model.safetensors", {**model.state_dict(), **(extra or {})})
     if renderer is not None:
         write_tensors(directory / "renderer.safetensors", renderer_state_dict(renderer))
-    write_atomic(directory / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_atomic(directory / "config.json", json.dumps(config, indent=2) + "\n")
     if preview is not None:
         write_atomic(directory / "preview.png", Path(preview).read_bytes())
     if reference is not False:
@@ -167,7 +168,7 @@ def write_folder(
     card = directory / "README.md"
     if not card.exists() or CARD_MARK in card.read_text(encoding="utf-8"):
         files = {path.name for path in directory.iterdir()}
-        write_atomic(card, model_card(config, metadata, files, repo_id).encode())
+        write_atomic(card, model_card(config, metadata, files, repo_id))
     return directory
 
 

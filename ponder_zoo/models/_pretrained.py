@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files import write_atomic
 from ._foreign import read_checkpoint, state_dict_of
 from ._safety import safetensors_shapes
 
@@ -78,19 +78,6 @@ def write_tensors(path: Path, state_dict: Mapping[str, Tensor], metadata: Mappin
     tensors = {key: value.detach().to("cpu", copy=False).contiguous() for key, value in state_dict.items()}
     shared = {key: value.clone() for key, value in tensors.items() if value.untyped_storage().nbytes() != value.nbytes}
     write_atomic(path, save({**tensors, **shared}, metadata={"format": "pt", **(metadata or {})}))
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write aside, flush to disk, rename: a reader sees the old file or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def strip_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

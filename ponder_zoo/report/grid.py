@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import write_atomic
 from .colors import INVALID, ColorMap, color_table
 
 if TYPE_CHECKING:
@@ -45,13 +47,10 @@ class Grid:
 
 
 def save_grid(grid: Grid, path: str | os.PathLike[str]) -> Path:
-    """Write beside, then rename: a reader of the run folder never sees half a picture."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    _draw(grid).save(unfinished, format="PNG", optimize=True)
-    os.replace(unfinished, target)
-    return target
+    """Write the picture as PNG."""
+    file = io.BytesIO()
+    _draw(grid).save(file, format="PNG", optimize=True)
+    return write_atomic(path, file.getvalue())
 
 
 def _draw(grid: Grid) -> Image.Image:

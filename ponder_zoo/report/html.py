@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import write_atomic
 from ..version import __version__
 from .figures import CONSTANT, class_bars, key_figures, metric_style, readable
 from .run_files import RunFiles, json_ready, read_run
@@ -56,11 +57,7 @@ def write_report(
     run = read_run(run_dir)
     page = render_report(run, title=title, notes=notes)
     target = run.run_dir / "report.html" if path is None else Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, target)
-    return target
+    return write_atomic(target, page)
 
 
 def render_report(run: RunFiles, *, title: str = "", notes: Sequence[str] = ()) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import write_atomic
 from ..ops.marching_cubes import Mesh
 
 FORMATS = (".ply", ".obj", ".glb")
@@ -47,8 +48,4 @@ def write_mesh(mesh: Mesh, path: str | os.PathLike[str]) -> Path:
     option = "vertex_normal" if file_type == "ply" else "include_normals"  # trimesh's writers name it differently
     options: dict[str, Any] = {"file_type": file_type, option: True}
     data: Any = written.export(**options)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    unfinished.write_bytes(data.encode() if isinstance(data, str) else data)
-    os.replace(unfinished, target)
-    return target
+    return write_atomic(target, data)

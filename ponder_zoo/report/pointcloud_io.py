@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..files import write_atomic
+
 
 def write_ply(
     path: str | os.PathLike[str], coord: ArrayLike, *, color: ArrayLike | None = None, normal: ArrayLike | None = None
@@ -45,12 +47,7 @@ def write_ply(
     types = {"<f4": "float", "u1": "uchar"}
     header = ["ply", "format binary_little_endian 1.0", "comment written by ponder_zoo", f"element vertex {len(xyz)}"]
     header += [f"property {types[kind]} {name}" for name, kind in fields] + ["end_header", ""]
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    unfinished.write_bytes("\n".join(header).encode("ascii") + rows.tobytes())
-    os.replace(unfinished, target)
-    return target
+    return write_atomic(path, "\n".join(header).encode("ascii") + rows.tobytes())
 
 
 def _bytes(color: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -24,6 +25,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from ..files import write_atomic
 
 MAX_CLOUD_POINTS = 20_000  # what a browser turns smoothly; also keeps the report small
 
@@ -126,13 +129,9 @@ def write_clouds(
     content: dict[str, Any] = {
         name: _byte_colors(np.asarray(value)[keep], unit=name != "color") for name, value in arrays.items()
     }
-    target = Path(run_dir) / "clouds.npz"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    with open(unfinished, "wb") as file:
-        np.savez_compressed(file, coord=xyz[keep], **content)
-    os.replace(unfinished, target)
-    return target
+    file = io.BytesIO()
+    np.savez_compressed(file, coord=xyz[keep], **content)
+    return write_atomic(Path(run_dir) / "clouds.npz", file.getvalue())
 
 
 def _byte_colors(value: NDArray[Any], *, unit: bool) -> NDArray[np.uint8]:
@@ -141,12 +140,8 @@ def _byte_colors(value: NDArray[Any], *, unit: bool) -> NDArray[np.uint8]:
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Write valid JSON (numbers that are not finite become null), aside first, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(json_ready(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
-    return path
+    """Write valid JSON: numbers that are not finite become null."""
+    return write_atomic(path, json.dumps(json_ready(content), indent=1, allow_nan=False) + "\n")
 
 
 def json_ready(value: Any) -> Any:

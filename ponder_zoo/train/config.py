@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..files import write_atomic
+
 T = TypeVar("T")
 
 
@@ -100,9 +102,7 @@ def save_config(config: Any, file: Path) -> None:
     """Write the resolved settings as YAML; `load_config(cls, ["--config", file])` reads them back."""
     from omegaconf import OmegaConf
 
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
-    temporary.replace(file)
+    write_atomic(file, OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
 
 
 def changed_keys(config: Any, file: Path) -> dict[str, tuple[Any, Any]]:

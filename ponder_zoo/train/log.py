@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_atomic
+
 logger = logging.getLogger(__name__)
 
 
@@ -113,9 +115,7 @@ class RunLog:
 def _rewrite(file: Path, rows: list[dict[str, Any]]) -> None:
     if not file.exists():
         return
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.replace(file)
+    write_atomic(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _jsonable(value: Any) -> Any:

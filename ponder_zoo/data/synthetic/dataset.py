@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
-import uuid
 import zipfile
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ...files import write_atomic
 from ..scene import Scene, Views
 from ..unproject import unproject
 from .classes import CLASSES, GENERATOR_VERSION, SPLITS, Split
@@ -170,12 +171,6 @@ def _read(path: Path) -> Recording | None:
 
 
 def _write(path: Path, recording: Recording) -> None:
-    """Write aside, then rename: a reader never sees half a file, and of two writers either one wins whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(aside, "wb") as file:
-            np.savez(file, **{field.name: getattr(recording, field.name) for field in fields(Recording)})
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    file = io.BytesIO()
+    np.savez(file, **{field.name: getattr(recording, field.name) for field in fields(Recording)})
+    write_atomic(path, file.getvalue())
