@@ -53,7 +53,7 @@ class Config:
     task: Literal["auto", "render", "segment"] = "auto"  # auto: segment if the model has a head
     data: DataConfig = field(default_factory=DataConfig)
     split: Literal["train", "val"] = "val"
-    grid_size: float = 0.08  # metres
+    grid_size: float | None = None  # metres; null: that of the model
     volume_shape: tuple[int, int, int] = (48, 48, 24)  # X, Y, Z cells, for rendering
     margin: float = 0.3  # metres around the points that the volume covers, too
     dropout: float = 0.3  # share of the points that the encoder does not see; as in training, or colours are off
@@ -69,12 +69,14 @@ def main(cfg: Config) -> None:
     setup_logging(main=accelerator.is_main_process)
     run, output = Path(cfg.run), Path(cfg.output or cfg.run)
     folder = run / "export" if (run / "export").is_dir() else run
-    model = pz.create_model(f"local-dir:{folder}", pretrained=True).to(accelerator.device).eval()
+    options = {} if cfg.grid_size is None else {"grid_size": cfg.grid_size}
+    model = pz.create_model(f"local-dir:{folder}", pretrained=True, **options).to(accelerator.device).eval()
     if cfg.task == "segment" or (cfg.task == "auto" and model.num_classes):
         evaluate_segmentation(accelerator, model, cfg, output)
         return
-    ponder = pz.create_pretrainer(f"local-dir:{folder}", pretrained=True).to(accelerator.device).eval()
-    sets = view_sets(cfg)
+    ponder = pz.create_pretrainer(f"local-dir:{folder}", pretrained=True, encoder_args=options)
+    ponder = ponder.to(accelerator.device).eval()
+    sets = view_sets(replace(cfg, grid_size=model.grid_size))
     scores = show_views(accelerator, ponder, sets, output / "previews/views.png", cfg.eval_views, cfg.eval_stride)
     if accelerator.is_main_process:
         write_eval(output, scores, run=str(run), data=cfg.data.name, split=cfg.split)
@@ -172,7 +174,7 @@ def evaluate_segmentation(accelerator: Accelerator, model: nn.Module, cfg: Any, 
         if number % accelerator.num_processes != accelerator.process_index:
             continue
         scene = source[index]
-        options = {"grid_size": cfg.grid_size, "votes": cfg.votes, "fragments": cfg.fragments}
+        options = {"grid_size": model.grid_size, "votes": cfg.votes, "fragments": cfg.fragments}
         prediction = vote(model, scene, collate, **options).argmax(-1)
         assert scene.segment is not None
         confusion.update(prediction.to(accelerator.device), torch.from_numpy(scene.segment).to(accelerator.device))

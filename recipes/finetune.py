@@ -58,7 +58,7 @@ class Config:
     encoder: str = "sparseunet_tiny"  # name for create_model, with init=scratch
     encoder_args: dict[str, Any] = field(default_factory=dict)
     mode: Literal["full", "decoder", "linear"] = "full"  # what is trained; the rest is frozen, norm statistics included
-    grid_size: float = 0.08  # metres; that of the pre-training
+    grid_size: float | None = None  # metres; null: that of the pre-training, 0.08 with init=scratch
     max_points: int = 100_000  # of a scene, cropped after grid sampling
 
     max_steps: int = 200  # of the optimizer, for the whole run
@@ -90,7 +90,9 @@ class Config:
 
 def build_model(cfg: Config, num_classes: int) -> nn.Module:
     """The encoder with a new head; parameters that `mode` leaves out are frozen."""
-    options = {"num_classes": num_classes, "grid_size": cfg.grid_size}
+    options: dict[str, Any] = {"num_classes": num_classes}
+    if cfg.grid_size is not None or cfg.init == "scratch":
+        options["grid_size"] = cfg.grid_size or 0.08
     if cfg.init == "scratch":
         model = pz.create_model(cfg.encoder, **options, **cfg.encoder_args)
     else:
@@ -120,11 +122,11 @@ def main(cfg: Config) -> None:
     accelerator = start_run(cfg)
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
     sources = open_labelled(cfg.data, "train")
-    transform = segmentation_train_transforms(cfg.grid_size, max_points=cfg.max_points)
+    segmentor = build_model(cfg, len(sources[0].classes)).to(device)
+    transform = segmentation_train_transforms(segmentor.grid_size, max_points=cfg.max_points)  # type: ignore[arg-type]
     sets = [
         SegmentationDataset(source, transform=transform, seed=cfg.seed + 1000 * i) for i, source in enumerate(sources)
     ]
-    segmentor = build_model(cfg, len(sources[0].classes)).to(device)
     optimizer, schedule, ema, trained, state = make_training(segmentor, cfg)
     sampler = make_sampler(sets, cfg, accelerator)
     step = resume_run(cfg, state, sampler, device)
