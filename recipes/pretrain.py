@@ -86,11 +86,11 @@ class Config:
     batch_size: int = 2  # scenes per process and step
     accumulate: int = 1  # parts of a batch, one after the other
     optimizer: str = "adamw"  # as timm names them
-    lr: float = 1e-3
+    lr: float = 3e-3
     weight_decay: float = 0.01
     decay_all: bool = False  # also norms and biases
     schedule: ScheduleName = "onecycle"
-    warmup: float = 0.05  # share of the steps
+    warmup: float = 0.2  # share of the steps
     max_grad_norm: float = 1.0
     norm_freeze: float = 0.7  # share of the steps after which norms use running statistics, as in evaluation; 1: never
     norm_momentum: float | None = 0.1  # of running statistics; null: the model's own, 0.01 in SparseUNet: for long runs
