@@ -53,11 +53,16 @@ def table(page: str, heading: str) -> list[list[str]]:
     (body,) = (part for part in section if part.splitlines()[:1] == [heading])
     rows = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in body.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in row] for row in rows]
-    return [row for row, following in zip(cells, [*cells[1:], None], strict=True) if not _is_head(row, following)]
+    return [
+        row
+        for row, following in zip(cells, [*cells[1:], []], strict=False)
+        if not _is_rule(row) and not _is_rule(following)
+    ]
 
 
-def _is_head(row: list[str], following: list[str] | None) -> bool:
-    return any(set(cell) <= set("-: ") and cell for r in (row, following) if r for cell in r)
+def _is_rule(row: list[str]) -> bool:
+    """Whether a row is the line under the head of a table."""
+    return bool(row) and all(set(cell) <= set("-: ") for cell in row)
 
 
 @pytest.fixture
@@ -167,7 +172,7 @@ def quoted_messages() -> list[str]:
 def test_every_message_of_the_catalogue_is_in_the_source() -> None:
     texts, messages = source_texts(), quoted_messages()
     assert len(messages) > 60
-    gone = [m for m in messages if not any(all(part in text for part in m.split(" ... ")) for text in texts)]
+    gone = [m for m in messages if not any(all(part in text for part in m.split("...")) for text in texts)]
     assert not gone, f"docs/errors.md or docs/hub.md quotes messages that no code says: {gone}"
 
 
