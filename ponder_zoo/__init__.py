@@ -1,5 +1,7 @@
 """ponder_zoo: 3D encoders pre-trained by differentiable rendering. Importing it costs torch and nothing else."""
 
+from typing import TYPE_CHECKING, Any
+
 from .doctor import doctor as doctor
 from .models import LoadReport as LoadReport
 from .models import PointCfg as PointCfg
@@ -30,3 +32,20 @@ from .structures import RenderOutput as RenderOutput
 from .structures import SceneInput as SceneInput
 from .structures import VolumeGrid as VolumeGrid
 from .version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from .data.model_input import create_transform as create_transform
+    from .data.model_input import resolve_model_data_config as resolve_model_data_config
+
+
+def __getattr__(name: str) -> Any:
+    """Import the data layer when its names are first used: models alone do not need it."""
+    if name in ("create_transform", "resolve_model_data_config"):
+        from .data import model_input
+
+        return getattr(model_input, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "create_transform", "resolve_model_data_config"])

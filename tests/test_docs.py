@@ -249,3 +249,12 @@ def test_links_between_pages_lead_to_files() -> None:
 def test_the_site_lists_every_page() -> None:
     listed = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert sorted(listed) == sorted(page.name for page in PAGES if page.parent.name == "docs")
+
+
+def test_commands_in_the_table_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    from ponder_zoo.cli import main
+
+    for command in re.findall(r"`(\w+)`", " ".join(row[0] for row in table("cli.md", "Command line"))):
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        assert end.value.code == 0, command

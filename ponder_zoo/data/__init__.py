@@ -3,7 +3,10 @@
 from .collate import PointCollate as PointCollate
 from .collate import PretrainCollate as PretrainCollate
 from .labelled import LabelledScans as LabelledScans
+from .model_input import create_transform as create_transform
+from .model_input import resolve_model_data_config as resolve_model_data_config
 from .pretrain import PretrainDataset as PretrainDataset
+from .readers import read_scene as read_scene
 from .rgbd import PosedRGBD as PosedRGBD
 from .scene import Scene as Scene
 from .scene import Views as Views

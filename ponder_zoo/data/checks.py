@@ -23,7 +23,14 @@ def check_scene(scene: Scene, *, max_extent: float = 100.0) -> None:
         )
     if len(coord) == 0:
         raise ValueError(f"Scene {scene.name!r} has no points. Drop it, or loosen the crop or filter that emptied it.")
-    for name, width in (("coord", 3), ("color", 3), ("normal", 3), ("segment", None), ("instance", None)):
+    for name, width in (
+        ("coord", 3),
+        ("color", 3),
+        ("normal", 3),
+        ("intensity", 1),
+        ("segment", None),
+        ("instance", None),
+    ):
         _check_column(scene, name, width)
     extent = float(np.diff(bounding_box(coord), axis=0).max())
     if extent > max_extent:

@@ -13,6 +13,7 @@ POINT_COLUMNS: dict[str, tuple[str, int]] = {
     **{name: ("coord", axis) for axis, name in enumerate(("x", "y", "z"))},
     **{name: ("color", axis) for axis, name in enumerate(("red", "green", "blue"))},
     **{f"normal_{name}": ("normal", axis) for axis, name in enumerate("xyz")},
+    "intensity": ("intensity", 0),
 }
 OFFICIAL_COLUMNS = ("red", "green", "blue", "normal_x", "normal_y", "normal_z")
 MEAN: dict[str, float] = {"red": 127.5, "green": 127.5, "blue": 127.5}  # other columns: 0

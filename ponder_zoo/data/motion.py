@@ -76,7 +76,7 @@ def take_points(scene: Scene, rows: NDArray[np.integer]) -> Scene:
     `inverse` follows a reordering; it is dropped (None) where points were left out, because some original points would
     have no row to stand for them.
     """
-    columns = ("coord", "color", "normal", "segment", "instance", "grid_coord")
+    columns = ("coord", "color", "normal", "intensity", "segment", "instance", "grid_coord")
     taken: dict[str, Any] = {
         name: value[rows] for name in columns if (value := getattr(scene, name)) is not None
     }  # indexing copies

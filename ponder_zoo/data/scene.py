@@ -34,6 +34,7 @@ class Scene:
     coord: Array  # (N, 3) float32 metres
     color: Array | None = None  # (N, 3) float32, 0-255
     normal: Array | None = None  # (N, 3) float32 unit
+    intensity: Array | None = None  # (N, 1) float32 return strength of a laser scanner, in the sensor's own unit
     segment: Array | None = None  # (N,) int64 class index, -1 = ignored
     instance: Array | None = None  # (N,) int64, -1 = none
     grid_coord: Array | None = None  # (N, 3) int32, set by GridSample
