@@ -6,7 +6,7 @@ ARGS ?=
 # accelerate gives a process one thread unless told otherwise.
 THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 
-.PHONY: install pretrain finetune evaluate test test-all style quality clean
+.PHONY: install pretrain finetune evaluate test test-all style quality docs clean
 
 install: $(VENV)/.installed
 
@@ -35,5 +35,12 @@ quality: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -22,6 +22,7 @@ ALLOWED = {
     "data": {"ops", "structures", "files"},
     "report": {"files", "ops", "structures", "version"},
     "train": {"files", "version"},
+    "cli": {"models", "render", "report", "data", "train", "ops", "structures", "files", "version"},
 }
 
 

@@ -92,6 +92,8 @@ def build_model(
         if columns.needs_ones:
             args["append_one"] = True
             _check_appends_one(model_cls, architecture, columns)
+    if args.get("backend") == "auto" and "backend" not in _argument_names(model_cls):
+        del args["backend"]  # create_model's default, which a model without sparse convolutions need not know
     _check_arguments(model_cls, architecture, args)
     if loads:  # before building: a missing file must not cost the time of building
         state_dict, source = _read_source(cfg, checkpoint_path, architecture, HubAccess(endpoint, token, cache_dir))

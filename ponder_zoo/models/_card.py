@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 CARD_MARK = "<!-- written by ponder_zoo; remove this line to keep your edits when exporting again -->"
+UNPUBLISHED = "local-dir:PATH_TO_THIS_FOLDER"  # the model's name in cards of folders
 
 
 def model_card(
@@ -28,7 +29,7 @@ def model_card(
         lines += ["![Rendered by the renderer that was trained with this encoder](preview.png)", ""]
     lines += _facts(config)
     lines += _columns(config["point_cfg"])
-    lines += _usage(config, files, f"hf-hub:{repo_id}" if repo_id else "local-dir:PATH_TO_THIS_FOLDER")
+    lines += _usage(config, files, f"hf-hub:{repo_id}" if repo_id else UNPUBLISHED)
     if config.get("metrics"):
         lines += ["## Metrics", "", "| metric | value |", "|---|---|"]
         lines += [f"| {_text(name)} | {_number(value)} |" for name, value in config["metrics"].items()]

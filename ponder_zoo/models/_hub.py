@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..files import write_atomic
 from ..structures import PointBatch
 from ..version import __version__
-from ._card import CARD_MARK, model_card
+from ._card import CARD_MARK, UNPUBLISHED, model_card
 from ._config import FORMAT_VERSION, PointCfg, PretrainedCfg
 from ._download import HubRepo, ModelSource, check_repo_id, explained
 from ._pretrained import write_tensors
@@ -32,6 +32,7 @@ FILES = (
     "config.json",
     "model.safetensors",
     "renderer.safetensors",
+    "pointgroup.safetensors",
     "reference.safetensors",
     "preview.png",
     "README.md",
@@ -115,28 +116,68 @@ def push_to_hf_hub(
         PermissionError: without write access.
         ConnectionError: if the Hub cannot be reached.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-
     check_repo_id(repo_id)
-    repo = HubRepo(repo_id, revision, endpoint, token)
-    api = HfApi(endpoint=endpoint, token=token, library_name="ponder_zoo", library_version=__version__)
     with tempfile.TemporaryDirectory() as folder:
         write_folder(model, folder, renderer, metadata, reference, preview, repo_id=repo_id)
-        with explained(repo):
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            if revision is not None:
-                api.create_branch(repo_id, branch=revision, exist_ok=True)
-            there = set(api.list_repo_files(repo_id, revision=revision))
-            names = {path.name for path in Path(folder).iterdir()}
-            if "README.md" in there:
-                card = api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=Path(folder) / "there")
-                if CARD_MARK not in Path(card).read_text(encoding="utf-8"):
-                    names.discard("README.md")
-            add = [CommitOperationAdd(name, Path(folder) / name) for name in sorted(names)]
-            stale = (there & set(FILES)) - names - {"README.md"}
-            message = commit_message or f"Add {model.pretrained_cfg.architecture} (ponder_zoo {__version__})"  # type: ignore[union-attr]
-            operations = [*add, *(CommitOperationDelete(name) for name in sorted(stale))]
-            return api.create_commit(repo_id, operations, commit_message=message, revision=revision).oid
+        message = commit_message or f"Add {model.pretrained_cfg.architecture} (ponder_zoo {__version__})"  # type: ignore[union-attr]
+        return _commit(Path(folder), HubRepo(repo_id, revision, endpoint, token), private=private, message=message)
+
+
+def push_folder(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    endpoint: str | None = None,
+    token: str | bool | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Publish a folder that `save_for_hf` or `convert` wrote, its tensors untouched; otherwise as `push_to_hf_hub`.
+
+    Raises:
+        FileNotFoundError: without the folder, its config.json or its weights.
+        ValueError: for a malformed name or config; others as for `push_to_hf_hub`.
+    """
+    check_repo_id(repo_id)
+    directory = Path(directory)
+    config = read_config(directory)
+    if not (directory / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"Expected {directory / 'model.safetensors'}; there is no such file. Export the model again."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for name in FILES:
+            if (directory / name).is_file():
+                Path(folder, name).symlink_to((directory / name).resolve())
+        card = Path(folder, "README.md")
+        if card.is_file() and CARD_MARK in (text := card.read_text(encoding="utf-8")):
+            card.unlink()
+            card.write_text(text.replace(UNPUBLISHED, f"hf-hub:{repo_id}"), encoding="utf-8")
+        message = commit_message or f"Add {config['architecture']} (ponder_zoo {__version__})"
+        return _commit(Path(folder), HubRepo(repo_id, revision, endpoint, token), private=private, message=message)
+
+
+def _commit(folder: Path, repo: HubRepo, *, private: bool, message: str) -> str:
+    """All files of a folder in one commit, in place of an earlier export's; its id."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    api = HfApi(endpoint=repo.endpoint, token=repo.token, library_name="ponder_zoo", library_version=__version__)
+    repo_id, revision = repo.repo_id, repo.revision
+    with explained(repo):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = set(api.list_repo_files(repo_id, revision=revision))
+        names = {path.name for path in folder.iterdir()}
+        if "README.md" in there:
+            card = api.hf_hub_download(repo_id, "README.md", revision=revision, local_dir=folder / "there")
+            if CARD_MARK not in Path(card).read_text(encoding="utf-8"):
+                names.discard("README.md")
+        add = [CommitOperationAdd(name, folder / name) for name in sorted(names)]
+        stale = (there & set(FILES)) - names - {"README.md"}
+        operations = [*add, *(CommitOperationDelete(name) for name in sorted(stale))]
+        return api.create_commit(repo_id, operations, commit_message=message, revision=revision).oid
 
 
 def write_folder(
