@@ -156,6 +156,18 @@ def test_an_untrained_model_is_said_to_be_so(scan: Path, tmp_path: Path, capsys:
     assert "Expected OUT to end in" in capsys.readouterr().err
 
 
+def test_the_condition_that_is_asked_for_is_used(scan: Path, tmp_path: Path) -> None:
+    found = []
+    for condition in ("ScanNet", "S3DIS"):
+        torch.manual_seed(0)
+        out = str(tmp_path / f"{condition}.npz")
+        options = ["--model", "sparseunet_ponderv2_tiny", "--grid-size", "0.2", "--condition", condition]
+        assert main(["features", str(scan), out, *options]) == 0
+        with np.load(out) as arrays:
+            found.append(arrays["features"])
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     "path",
     [

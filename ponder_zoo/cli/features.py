@@ -88,6 +88,7 @@ def _encode(model: nn.Module, scene: Scene, options: Any) -> Tensor:
     import ponder_zoo as pz
 
     config = pz.resolve_model_data_config(model)
+    config["condition"] = options.condition or config["condition"]
     transform = pz.create_transform(**config, is_training=False, estimate_normals=options.estimate_normals)
     points = transform(scene).to(next(model.parameters()).device)
     with torch.no_grad():
