@@ -88,6 +88,7 @@ def _encode(model: nn.Module, scene: Scene, options: Any) -> Tensor:
     import ponder_zoo as pz
 
     config = pz.resolve_model_data_config(model)
+    config["condition"] = options.condition or config["condition"]
     transform = pz.create_transform(**config, is_training=False, estimate_normals=options.estimate_normals)
     points = transform(scene).to(next(model.parameters()).device)
     with torch.no_grad():
@@ -134,7 +135,7 @@ def _write_picture(path: Path, scene: Scene, rgb: NDArray[np.uint8], options: An
 
     from ..report.colors import colorize
     from ..report.grid import Grid, Tile, save_grid
-    from ..report.splat import orbit_cameras, splat_points
+    from ..report.splat import splat_points
 
     coord = scene.coord
     low, high = np.quantile(coord[:, 2], [0.02, 0.98])
@@ -142,12 +143,38 @@ def _write_picture(path: Path, scene: Scene, rgb: NDArray[np.uint8], options: An
     header = "Input: colour" if scene.color is not None else "Input: height (it has no colour)"
     size = (720, 520)
     rows = []
-    for camera in orbit_cameras(coord, count=options.views, image_size=(size[1] * 2, size[0] * 2)):
+    for camera in _cameras(scene, options.views, (size[1] * 2, size[0] * 2)):
         seen = _facing(scene, camera)
         point_size = _spacing(coord[seen], camera)
         drawn = [splat_points(coord[seen], values[seen], camera, point_size=point_size)[0] for values in (color, rgb)]
         rows.append([Tile(image, size) for image in drawn])
     return save_grid(Grid([header, "Features"], rows, title), path.with_name(f"{path.name}.png"))
+
+
+def _cameras(scene: Scene, count: int, image_size: tuple[int, int]) -> list[Any]:
+    """Cameras about the dense part of a cloud: all around it or, without normals, on the sensor's side.
+
+    Points without normals come from a sensor, mostly at the origin, and from its other side one sees backs only.
+    """
+    import numpy as np
+
+    from ..report.splat import orbit_cameras
+
+    low, high = np.quantile(scene.coord, [0.04, 0.96], axis=0)
+    inner = scene.coord[((scene.coord >= low) & (scene.coord <= high)).all(-1)]
+    coord = inner if len(inner) > 0 else scene.coord
+    if scene.normal is not None:
+        return orbit_cameras(scene.coord, count=count, image_size=image_size)
+    x, y = -np.median(coord[:, :2], axis=0)
+    towards = float(np.degrees(np.arctan2(y, x)))
+    turns = np.linspace(-30.0, 30.0, count) if count > 1 else [20.0]
+    return [
+        camera
+        for turn in turns
+        for camera in orbit_cameras(
+            coord, count=1, image_size=image_size, elevation=30.0, azimuth=towards + float(turn)
+        )
+    ]
 
 
 def _facing(scene: Scene, camera: Any) -> NDArray[np.bool_]:
