@@ -165,10 +165,10 @@ def vertex_normals(coord: NDArray[Any], faces: NDArray[np.integer]) -> NDArray[n
 
 def _read_numpy(file: Path) -> Mapping[str, Any] | NDArray[Any]:
     try:
-        content = np.load(file, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
+        with file.open("rb") as stream:  # numpy leaves a file open that it fails to read
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
             return {name: content[name] for name in content.files if _field_of(name) is not None}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
