@@ -165,10 +165,10 @@ def vertex_normals(coord: NDArray[Any], faces: NDArray[np.integer]) -> NDArray[n
 
 def _read_numpy(file: Path) -> Mapping[str, Any] | NDArray[Any]:
     try:
-        content = np.load(file, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
+        with file.open("rb") as stream:  # numpy leaves a file open that it fails to read
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
             return {name: content[name] for name in content.files if _field_of(name) is not None}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
@@ -197,7 +197,7 @@ def _read_bin(file: Path, columns: int) -> dict[str, Any]:
 
 def _read_las(file: Path) -> dict[str, Any]:
     try:
-        import laspy
+        import laspy  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise ImportError(
             f"{file}: reading LAS and LAZ uses laspy, which is not installed. Run: pip install 'laspy[lazrs]'"
@@ -322,12 +322,12 @@ def _unit(normal: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _cleaned(scene: Scene, drop_invalid: bool) -> Scene:
-    valid = np.isfinite(scene.coord).all(1)
+    valid = np.asarray(np.isfinite(scene.coord).all(1))
     if valid.all():
         return scene
     if not drop_invalid:
         raise ValueError(
-            f"Scene {scene.name!r}: expected finite coordinates; {len(valid) - valid.sum()} of {len(valid)} points are "
+            f"Scene {scene.name!r}: expected finite coordinates; {(~valid).sum()} of {len(scene)} points are "
             f"NaN or infinite (first: row {np.flatnonzero(~valid)[0]}). Pass drop_invalid=True to leave them out."
         )
     names = ("coord", "color", "normal", "intensity", "segment", "instance")

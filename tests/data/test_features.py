@@ -34,8 +34,8 @@ def test_absent_columns_need_a_declared_value(room: Scene) -> None:
 
 
 def test_unknown_names_and_colours_normalized_twice_are_errors(room: Scene) -> None:
-    with pytest.raises(ValueError, match=r"\['intensity'\].*red"):
-        feature_matrix(room, ("red", "intensity"))
+    with pytest.raises(ValueError, match=r"\['curvature'\].*red"):
+        feature_matrix(room, ("red", "curvature"))
     normalized = NormalizeColor()(room, np.random.default_rng(0))
     with pytest.raises(ValueError, match="NormalizeColor"):
         feature_matrix(normalized)
