@@ -112,6 +112,17 @@ def test_bf16_autocast_stays_close_and_trains(name: str) -> None:
     assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # the choice of the backend
+def test_torch_compile_computes_the_same(name: str) -> None:
+    """With graph breaks around sparse convolutions, whose kernel maps depend on the data: right, not faster."""
+    model = create(name, num_classes=3)
+    expected = output(model)
+    with torch.no_grad():
+        compiled = torch.compile(model.eval(), backend="eager")(points(model))
+    torch.testing.assert_close(compiled, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_a_folder_and_a_hub_give_it_back_bit_exact(name: str, hub: Any, tmp_path: Path) -> None:
     model = create(name, num_classes=3)
     pz.save_for_hf(model, tmp_path / "folder", reference=False)
