@@ -1,5 +1,6 @@
 """Everything with a name and weights. Importing this registers all built-in names."""
 
+from . import pointgroup as pointgroup
 from . import renderers as renderers
 from . import sparse_unet as sparse_unet
 from ._builder import build_model as build_model

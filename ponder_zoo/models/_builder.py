@@ -168,7 +168,7 @@ def _adapt_stem(
 
 
 def _check_appends_one(model_cls: type[nn.Module], architecture: str, columns: ColumnMap) -> None:
-    if "append_one" not in inspect.signature(model_cls).parameters:
+    if "append_one" not in _argument_names(model_cls):
         folded = ", ".join(f"{name} ({what})" for name, what in columns.words.items() if "folded" in what)
         raise ValueError(
             f"'{architecture}' cannot drop columns whose fill value is not zero after normalization: {folded}. Keep "

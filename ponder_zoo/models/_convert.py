@@ -21,12 +21,14 @@ from ._config import COLOR_NORMAL
 from ._factory import create_model, create_pretrainer
 from ._hub import write_folder
 from ._official import CLASS_NAMES, CLASSES, CONDITIONS, LABELS, TERMS, URL, text_head
-from ._pretrained import load_weights, read_weights, strip_wrappers, write_tensors
+from ._pretrained import load_weights, read_weights, strip_wrappers
+from .pointgroup import checkpoint_filter_fn as rename_pointgroup
 from .ponder import checkpoint_filter_fn as rename_ponder
 from .sparse_unet import checkpoint_filter_fn as rename_encoder
 from .sparse_unet import encoder_entries
 
 _logger = logging.getLogger(__name__)
+HEADS = ("head.", "offset_head.")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class ConversionReport:
     directory: Path
     architecture: str
     layout: str  # "pretrain", "text segmentation", "segmentation", "pointgroup" or "encoder"
-    counts: Mapping[str, int]  # encoder, head, renderer, pointgroup
+    counts: Mapping[str, int]  # encoder, head, renderer
     left_out: Mapping[str, str] = field(default_factory=dict)  # official key -> why
 
     def __str__(self) -> str:
@@ -54,10 +56,10 @@ def convert(
 ) -> ConversionReport:
     """Convert an official checkpoint, without unpickling code, to a folder for `create_model("local-dir:...")`.
 
-    The folder gets `config.json`, `model.safetensors`, a card and a reference; `renderer.safetensors` with the dense
-    U-Net where the checkpoint has them; and `pointgroup.safetensors` with the two heads of PointGroup. A pre-training
-    checkpoint's text-aligned head (which the official code does not train) is kept in `model.safetensors`, for
-    `create_model(..., head="text", num_classes=20)`; by default the model gives features.
+    The folder gets `config.json`, `model.safetensors`, a card and a reference, and `renderer.safetensors` with the
+    dense U-Net where the checkpoint has them. A pre-training checkpoint's text-aligned head (which the official code
+    does not train) is kept in `model.safetensors`, for `create_model(..., head="text", num_classes=20)`; by default the
+    model gives features.
 
     Args:
         path: a `.pth` file, or safetensors with the official keys.
@@ -74,6 +76,8 @@ def convert(
     encoder = encoder_entries(state)
     args = encoder_args(encoder, path)
     architecture = "sparseunet_ponderv2" if args["norm"] == "prompt" else "sparseunet34"
+    if layout == "pointgroup":
+        architecture = "pointgroup"
     condition = _condition(args, path, condition)
     head = _head_args(state, encoder, layout, condition)
     classes = head.pop("num_classes")
@@ -81,10 +85,8 @@ def convert(
     shape = {k: v for k, v in args.items() if k != "in_chans"} | ({"condition": condition} if condition else {})
     size = {"in_chans": args["in_chans"]} if columns is None else {"feature_columns": columns}
     full = create_model(architecture, num_classes=classes, **size, **shape, **head)
-    renamed = rename_encoder(state, full)
-    if layout == "pointgroup":  # its semantic head is a linear layer on the encoder's features, as ours
-        renamed |= {f"head.{kind}": state[f"seg_head.{kind}"] for kind in ("weight", "bias")}
-    load_weights(full, renamed, source=str(path))
+    rename = rename_pointgroup if layout == "pointgroup" else rename_encoder
+    load_weights(full, rename(state, full), source=str(path))
     model, extra = full, {}
     if layout == "pretrain":  # features by default; the untrained head stays in the file
         quiet = {**head, "head": "linear"} if head else {}
@@ -94,10 +96,7 @@ def convert(
     ponder, left_out = _ponder(state, model) if layout == "pretrain" else (None, {})
     facts = {**_facts(path, condition, int(cast(int, model.num_classes))), **(metadata or {})}
     directory = write_folder(model, out_dir, ponder, facts, extra=extra)
-    others = {k: v for k, v in state.items() if layout == "pointgroup" and k.startswith(("bias_head.", "seg_head."))}
-    if others:
-        write_tensors(directory / "pointgroup.safetensors", others)
-    report = _account(state, model, extra, ponder, others, left_out, path)
+    report = _account(state, model, extra, ponder, left_out, path)
     report = dataclasses.replace(report, directory=directory, architecture=architecture, layout=layout)
     _logger.info("%s", report)
     return report
@@ -228,7 +227,6 @@ def _account(
     model: nn.Module,
     extra: Mapping[str, Tensor],
     ponder: nn.Module | None,
-    others: Mapping[str, Tensor],
     left_out: dict[str, str],
     path: str | Path,
 ) -> ConversionReport:
@@ -236,10 +234,9 @@ def _account(
     own = model.state_dict()
     size = lambda tensors: sum(value.numel() for value in tensors)  # noqa: E731
     counts = {
-        "encoder": size(v for k, v in own.items() if not k.startswith("head.")),
-        "head": size(v for k, v in own.items() if k.startswith("head.")) + size(extra.values()),
+        "encoder": size(v for k, v in own.items() if not k.startswith(HEADS)),
+        "head": size(v for k, v in own.items() if k.startswith(HEADS)) + size(extra.values()),
         "renderer": 0 if ponder is None else size(ponder.state_dict().values()) - size(own.values()),
-        "pointgroup": size(v for k, v in others.items() if not k.startswith("seg_head.")),
     }
     lost = size(state.values()) - sum(counts.values()) - size(state[key] for key in left_out)
     if lost:

@@ -32,7 +32,6 @@ FILES = (
     "config.json",
     "model.safetensors",
     "renderer.safetensors",
-    "pointgroup.safetensors",
     "reference.safetensors",
     "preview.png",
     "README.md",

@@ -42,6 +42,7 @@ HEAD_KEYS = {  # of the text-aligned head: official -> ours
     "class_embedding": "head.class_embedding",
     "logit_scale": "head.logit_scale",
 }
+POINTGROUP_KEYS = {"bias_head.": "offset_head.", "seg_head.": "head."}  # beside the encoder's: official -> ours
 PRETRAINED = "checkpoints/ponderv2-ppt-pretrain-scannet-s3dis-structured3d.pth"
 FINE_TUNED = (
     "checkpoints/ponderv2-ppt-ft-{task}-{data}.pth"  # semseg: scannet, scannet200, s3dis; insseg: the first two
@@ -53,39 +54,57 @@ def text_head(embed_dim: int = 512) -> dict[str, Any]:
     return {"embed_dim": embed_dim, "num_embeddings": len(CLASS_NAMES), "classes": CLASSES}
 
 
+_DATA = "scannet_s3dis_structured3d"
+_COMMON: dict[str, Any] = {
+    "hf_hub_id": REPO,
+    "origin_url": URL,
+    "training_data": "ScanNet, S3DIS and Structured3D",
+    "training_data_license": TERMS,
+}
+
+
 def released_cfgs(architecture: str) -> dict[str, PretrainedCfg]:
     """The pre-trained and the three segmentation checkpoints as variants of an architecture, the default one first."""
-    pretrained = "scannet_s3dis_structured3d"
-    common: dict[str, Any] = {
-        "hf_hub_id": REPO,
-        "origin_url": URL,
-        "training_data": "ScanNet, S3DIS and Structured3D",
-        "training_data_license": TERMS,
-    }
     cfgs = {
-        pretrained: PretrainedCfg(
+        _DATA: PretrainedCfg(
             hf_hub_filename=PRETRAINED,
             condition="ScanNet",
             description="Pre-trained by rendering, without a head.",
-            **common,
+            **_COMMON,
         )
     }
     for condition in ("ScanNet", "S3DIS"):
         data = condition.lower()
-        cfgs[f"{pretrained}_ft_{data}"] = PretrainedCfg(
+        cfgs[f"{_DATA}_ft_{data}"] = PretrainedCfg(
             hf_hub_filename=FINE_TUNED.format(task="semseg", data=data),
             condition=condition,
             num_classes=len(CLASSES[condition]),
             label_names=LABELS[condition],
             model_args={"head": "text", "text_head": text_head()},
             description=f"Pre-trained by rendering, then fine-tuned for semantic segmentation of {condition}.",
-            **common,
+            **_COMMON,
         )
-    cfgs[f"{pretrained}_ft_scannet200"] = PretrainedCfg(
+    cfgs[f"{_DATA}_ft_scannet200"] = PretrainedCfg(
         hf_hub_filename=FINE_TUNED.format(task="semseg", data="scannet200"),
         condition="ScanNet",
         num_classes=200,
         description="Pre-trained by rendering, then fine-tuned for the 200 classes of ScanNet200.",
-        **common,
+        **_COMMON,
     )
     return {f"{architecture}.{tag}": cfg for tag, cfg in cfgs.items()}
+
+
+def released_instance_cfgs(architecture: str) -> dict[str, PretrainedCfg]:
+    """The two instance segmentation checkpoints as variants of an architecture, the one for 20 classes first."""
+    labels = {"scannet": LABELS["ScanNet"], "scannet200": ()}
+    return {
+        f"{architecture}.{_DATA}_ft_{data}": PretrainedCfg(
+            hf_hub_filename=FINE_TUNED.format(task="insseg", data=data),
+            condition="ScanNet",
+            num_classes=len(labels[data]) or 200,
+            label_names=labels[data],
+            description=f"Pre-trained by rendering, then fine-tuned for instance segmentation ({data}).",
+            **_COMMON,
+        )
+        for data in labels
+    }

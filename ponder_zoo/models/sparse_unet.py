@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ from ..layers.norms import BatchNorm, Prompt, PromptDrivenNorm, keep_statistics
 from ..ops.grid_sample import grid_index
 from ..ops.segment import segment_mean
 from ..sparse import DownConv3d, SparseTensor, SubMConv3d, UpConv3d, coarsening
-from ..structures import PointBatch
+from ..structures import FeatureVolume, PointBatch, VolumeGrid
+from ..volume.densify import densify
 from ._builder import build_model
 from ._config import PretrainedCfg
 from ._official import CONDITIONS as RELEASED_CONDITIONS
@@ -73,6 +74,27 @@ class DecoderStage(nn.Module):
         for block in self.blocks:
             x = block(x, prompt)
         return x
+
+
+IntermediateFormat = Literal["sparse", "points", "dense"]
+Intermediate = PointBatch | FeatureVolume
+
+
+class SparseUNetArgs(TypedDict, total=False):
+    """Arguments of `SparseUNet` without a head, which models around one pass on."""
+
+    grid_size: float
+    channels: Sequence[int]
+    depths: Sequence[int]
+    stem_channels: int
+    norm: Literal["batch", "prompt"]
+    conditions: Sequence[str]
+    condition: str | None
+    context_dim: int
+    affine: bool
+    zero_init: bool
+    append_one: bool
+    backend: str
 
 
 class SparseUNet(nn.Module):
@@ -209,29 +231,49 @@ class SparseUNet(nn.Module):
         feat = self.forward_features(points).feat
         return feat if points.inverse is None else feat.index_select(0, points.inverse)
 
-    def forward_intermediates(self, points: PointBatch, indices: int | Sequence[int] | None = None) -> list[PointBatch]:
-        """Outputs of the stages in `feature_info`, each on its own voxels.
+    def forward_intermediates(
+        self,
+        points: PointBatch,
+        indices: int | Sequence[int] | None = None,
+        output_fmt: IntermediateFormat = "sparse",
+        grid: VolumeGrid | None = None,
+    ) -> list[Intermediate]:
+        """Outputs of the stages in `feature_info`.
 
         Args:
             points: N points.
             indices: which stages, negative ones from the end; a number means the last that many; None means all.
+            output_fmt: see below.
+            grid: for "dense": boxes whose shape the largest reduction of the stages divides.
 
         Returns:
-            One PointBatch per stage: `coord` is the mean position of a voxel's points, `grid_coord` its cell at that
-            resolution, and `inverse` leads from every original point to its voxel.
+            One entry per stage. "sparse": a PointBatch of its voxels; `coord` is the mean position of a voxel's points,
+            `grid_coord` its cell at that resolution, and `inverse` leads from every original point to its voxel.
+            "points": the N points, each with the features of its voxel. "dense": a FeatureVolume of the voxels averaged
+            in the cells of `grid`, whose shape is divided by the stage's reduction.
         """
+        _check_format(output_fmt, grid)
         wanted = _stage_indices(indices, len(self.feature_info))
         x, row, prompt = self._prepare(points)
         outputs = list(islice(self._stages(x, prompt), max(wanted, default=-1) + 1))
         coord = segment_mean(points.coord, row, len(x))
-        inverse = row if points.inverse is None else row.index_select(0, points.inverse)
-        places = {x.voxels.stride: (coord, inverse)}
+        places = {x.voxels.stride: (coord, row)}
         for finer in outputs[:NUM_STAGES]:  # the stem and the encoder but its last stage lead to the coarser voxels
             step = coarsening(finer.voxels)
             coord = segment_mean(coord, step.parent, len(step.coarse))
-            inverse = step.parent.index_select(0, inverse)
-            places[step.coarse.stride] = (coord, inverse)
-        return [_as_points(outputs[i], *places[outputs[i].voxels.stride], points.condition) for i in wanted]
+            row = step.parent.index_select(0, row)
+            places[step.coarse.stride] = (coord, row)
+        result: list[Intermediate] = []
+        for i in wanted:
+            coord, row = places[outputs[i].voxels.stride]
+            if output_fmt == "points":
+                result.append(replace(points, feat=outputs[i].feat.index_select(0, row)))
+                continue
+            inverse = row if points.inverse is None else row.index_select(0, points.inverse)
+            sparse = _as_points(outputs[i], coord, inverse, points.condition)
+            reduction = self.feature_info[i]["reduction"]
+            result.append(sparse if grid is None else densify(sparse, _reduced(grid, reduction)))
+        return result
 
     def _stages(self, x: SparseTensor, prompt: Prompt | None) -> Iterator[SparseTensor]:
         """Outputs of the stem, the encoder stages and the decoder stages, one after the other."""
@@ -372,6 +414,24 @@ def _stage_indices(indices: int | Sequence[int] | None, count: int) -> list[int]
     return [i % count for i in chosen]
 
 
+def _check_format(output_fmt: str, grid: VolumeGrid | None) -> None:
+    if output_fmt not in get_args(IntermediateFormat) or (output_fmt == "dense") != (grid is not None):
+        raise ValueError(
+            f"Expected output_fmt 'sparse' or 'points', or 'dense' together with a grid; got {output_fmt!r} and "
+            f"grid={grid}. Pass grid=VolumeGrid(bounds, shape) for dense outputs, and only for those."
+        )
+
+
+def _reduced(grid: VolumeGrid, reduction: int) -> VolumeGrid:
+    if any(cells % reduction for cells in grid.shape):
+        raise ValueError(
+            f"Expected a grid whose shape is a multiple of the stage's reduction {reduction}; got {grid.shape}. Choose "
+            f"another shape, or stages with a smaller reduction (`indices`)."
+        )
+    X, Y, Z = (cells // reduction for cells in grid.shape)
+    return replace(grid, shape=(X, Y, Z))
+
+
 def _as_points(x: SparseTensor, coord: Tensor, inverse: Tensor, condition: str | tuple[str, ...] | None) -> PointBatch:
     return PointBatch(coord, x.feat, x.voxels.offset, grid_coord=x.grid_coord, inverse=inverse, condition=condition)
 
@@ -488,58 +548,64 @@ default_cfgs = generate_default_cfgs(
     }
 )
 
-_SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "base": {"channels": (32, 64, 128, 256, 256, 128, 96, 96), "depths": (2, 3, 4, 6, 2, 2, 2, 2)},
     "small": {"channels": (32, 64, 96, 128, 128, 96, 96, 96), "depths": (1, 1, 2, 2, 1, 1, 1, 1)},
     "tiny": {"channels": (16, 32, 64, 80, 80, 64, 32, 32), "depths": (1,) * 8, "stem_channels": 16},
 }
 
 
-def _create(name: str, pretrained: bool, **kwargs: Any) -> SparseUNet:
+def choose_condition(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of an entry point, with a default condition among the `conditions` where those are given."""
     if "conditions" in kwargs and kwargs.get("condition") is None:
         # Other conditions than the config's: without a choice, the first one stands for input that names none.
         cfg = kwargs.get("pretrained_cfg")
         chosen = cfg.condition if cfg is not None else None
         kwargs["condition"] = chosen if chosen in kwargs["conditions"] else next(iter(kwargs["conditions"]), None)
-    model = build_model(SparseUNet, name, pretrained, checkpoint_filter_fn=checkpoint_filter_fn, **kwargs)
+    return kwargs
+
+
+def _create(name: str, pretrained: bool, **kwargs: Any) -> SparseUNet:
+    options = choose_condition(kwargs)
+    model = build_model(SparseUNet, name, pretrained, checkpoint_filter_fn=checkpoint_filter_fn, **options)
     return cast(SparseUNet, model)
 
 
-def _prompted(context_dim: int) -> dict[str, Any]:
+def prompted(context_dim: int) -> dict[str, Any]:
     return {"norm": "prompt", "conditions": RELEASED_CONDITIONS, "context_dim": context_dim}
 
 
 @register_model
 def sparseunet34(pretrained: bool = False, **kwargs: Any) -> SparseUNet:
     """SparseUNet-34, the paper's indoor encoder with plain batch norms (39.2M parameters, official SpUNet-v1m1)."""
-    return _create("sparseunet34", pretrained, **_SIZES["base"] | kwargs)
+    return _create("sparseunet34", pretrained, **SIZES["base"] | kwargs)
 
 
 @register_model
 def sparseunet_small(pretrained: bool = False, **kwargs: Any) -> SparseUNet:
     """A smaller SparseUNet with the same output width (6.6M parameters)."""
-    return _create("sparseunet_small", pretrained, **_SIZES["small"] | kwargs)
+    return _create("sparseunet_small", pretrained, **SIZES["small"] | kwargs)
 
 
 @register_model
 def sparseunet_tiny(pretrained: bool = False, **kwargs: Any) -> SparseUNet:
     """A SparseUNet that trains on a CPU (1.7M parameters)."""
-    return _create("sparseunet_tiny", pretrained, **_SIZES["tiny"] | kwargs)
+    return _create("sparseunet_tiny", pretrained, **SIZES["tiny"] | kwargs)
 
 
 @register_model
 def sparseunet_ponderv2(pretrained: bool = False, **kwargs: Any) -> SparseUNet:
     """SparseUNet-34 with norms and a context per data set (43.6M parameters, official SpUNet-v1m3)."""
-    return _create("sparseunet_ponderv2", pretrained, **_SIZES["base"] | _prompted(256) | kwargs)
+    return _create("sparseunet_ponderv2", pretrained, **SIZES["base"] | prompted(256) | kwargs)
 
 
 @register_model
 def sparseunet_ponderv2_small(pretrained: bool = False, **kwargs: Any) -> SparseUNet:
     """`sparseunet_small` with norms and a context per data set (7.6M parameters)."""
-    return _create("sparseunet_ponderv2_small", pretrained, **_SIZES["small"] | _prompted(128) | kwargs)
+    return _create("sparseunet_ponderv2_small", pretrained, **SIZES["small"] | prompted(128) | kwargs)
 
 
 @register_model
 def sparseunet_ponderv2_tiny(pretrained: bool = False, **kwargs: Any) -> SparseUNet:
     """`sparseunet_tiny` with norms and a context per data set (1.9M parameters)."""
-    return _create("sparseunet_ponderv2_tiny", pretrained, **_SIZES["tiny"] | _prompted(64) | kwargs)
+    return _create("sparseunet_ponderv2_tiny", pretrained, **SIZES["tiny"] | prompted(64) | kwargs)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import ponder_zoo as pz
 from ponder_zoo.models._official import CLASS_NAMES, CLASSES, FINE_TUNED, LABELS, PRETRAINED, REPO
@@ -151,18 +151,27 @@ def mini_state(mini: Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in read_weights(mini).items()}
 
 
+def offset_head() -> nn.Module:
+    """As the official code builds it (PG-v1m1), for encoders of width 4."""
+    head = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, eps=1e-3, momentum=0.01), nn.ReLU(), nn.Linear(4, 3))
+    nn.init.normal_(head[1].running_mean)
+    return head.eval()
+
+
 def test_pointgroup_and_segmentor_layouts(mini: Path, parity: Any, tmp_path: Path) -> None:
-    """Their encoder sits one level deeper; PointGroup's semantic head becomes the encoder's own."""
+    """Their encoder sits one level deeper; PointGroup has two heads."""
     old = mini_state(mini)
     deep = {f"backbone.{k}": v for k, v in old.items() if k.startswith(("backbone.", "embedding_table."))}
     seg = {"seg_head.weight": torch.randn(20, 4), "seg_head.bias": torch.randn(20)}
-    bias = {"bias_head.0.weight": torch.randn(4, 4), "bias_head.1.running_mean": torch.randn(4)}
+    official = offset_head()
+    bias = {f"bias_head.{key}": value for key, value in official.state_dict().items()}
     report = pz.convert(save_pth(deep | seg | bias, tmp_path / "ft-insseg-scannet.pth"), tmp_path / "pg")
-    assert report.layout == "pointgroup" and load_file(tmp_path / "pg/pointgroup.safetensors").keys() == {*seg, *bias}
+    assert (report.layout, report.architecture) == ("pointgroup", "pointgroup")
     model = pz.create_model(f"local-dir:{tmp_path / 'pg'}", pretrained=True).eval()
     inputs = points(parity("i_ppt_from_pretrain"), "ScanNet")
     feat = model.forward_features(inputs).feat
     torch.testing.assert_close(model(inputs), feat @ seg["seg_head.weight"].T + seg["seg_head.bias"])
+    torch.testing.assert_close(model.predict_offsets(model.forward_features(inputs)), official(feat))
     final = {
         "backbone.backbone.final.weight": torch.randn(200, 1, 1, 1, 4),
         "backbone.backbone.final.bias": torch.randn(200),
@@ -221,6 +230,43 @@ def test_released_names_load_the_authors_file_from_their_repository(
     tuned = pz.create_model(f"{name}_ft_s3dis", **access, **SMALL, text_head=head).eval()
     assert tuned.num_classes == 13 and tuned.pretrained_cfg.label_names == LABELS["S3DIS"]
     assert error(tuned(points(tensors)), tensors["eval.seg_logits.S3DIS"]) < 1e-4
+
+
+@pytest.mark.parametrize(("data", "classes"), [("scannet", 20), ("scannet200", 200)])
+def test_released_instance_and_200_class_weights_load_from_their_repository(
+    data: str, classes: int, hub: Any, mini: Path, parity: Any, tmp_path: Path
+) -> None:
+    old = mini_state(mini)
+    deep = {f"backbone.{k}": v for k, v in old.items() if k.startswith(("backbone.", "embedding_table."))}
+    official = offset_head()
+    heads = {f"bias_head.{key}": value for key, value in official.state_dict().items()}
+    heads |= {"seg_head.weight": torch.randn(classes, 4), "seg_head.bias": torch.randn(classes)}
+    final = {"backbone.backbone.final.weight": torch.randn(200, 1, 1, 1, 4)}
+    final |= {"backbone.backbone.final.bias": torch.randn(200)}
+    files = {
+        FINE_TUNED.format(task="insseg", data=data): save_pth(deep | heads, tmp_path / "a.pth").read_bytes(),
+        FINE_TUNED.format(task="semseg", data="scannet200"): save_pth(deep | final, tmp_path / "b.pth").read_bytes(),
+    }
+    hub.put(REPO, files)
+    access: dict[str, Any] = {"endpoint": hub.endpoint, "cache_dir": tmp_path / "cache", "pretrained": True}
+    tag = "scannet_s3dis_structured3d_ft"
+    model = pz.create_model(f"pointgroup.{tag}_{data}", **access, **SMALL).eval()
+    assert model.num_classes == classes and not model.load_report.missing and not model.load_report.unexpected
+    features = model.forward_features(points(parity("i_ppt_from_pretrain"), "ScanNet"))
+    torch.testing.assert_close(model.predict_offsets(features), official(features.feat))
+    scores = features.feat @ heads["seg_head.weight"].T + heads["seg_head.bias"]
+    torch.testing.assert_close(model.forward_head(features), scores)
+    other = pz.create_model(f"sparseunet_ponderv2.{tag}_scannet200", **access, **SMALL).eval()
+    again = other.forward_features(points(parity("i_ppt_from_pretrain"), "ScanNet")).feat
+    torch.testing.assert_close(again, features.feat)
+    assert other(points(parity("i_ppt_from_pretrain"), "ScanNet")).shape[1] == 200
+
+
+@pytest.mark.parametrize(("classes", "parameters"), [(20, 43_610_775), (200, 43_628_235)])
+def test_pointgroup_has_the_official_number_of_parameters(classes: int, parameters: int) -> None:
+    with torch.device("meta"):
+        model = pz.create_model("pointgroup", num_classes=classes)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
 def test_facts_of_other_weights_do_not_stick_to_new_ones(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ import ponder_zoo as pz
 from ponder_zoo.models._reference import reference_points
 
 NARROW: dict[str, Any] = dict(channels=(8,) * 8, depths=(1,) * 8, stem_channels=8)  # the full size is in test_convert
+PLAIN = ("sparseunet34", "sparseunet_small", "sparseunet_tiny")  # without norms per data set
 MODEL_ARGS: dict[str, dict[str, Any]] = {
-    name: {**NARROW, **({"context_dim": 8} if "ponderv2" in name else {})} for name in pz.list_models("sparseunet*")
+    name: {**NARROW, **({} if name in PLAIN else {"context_dim": 8})}
+    for name in (*pz.list_models("sparseunet*"), "pointgroup")
 }
 pytestmark = pytest.mark.parametrize("name", pz.list_models(modality="points"))
 
@@ -48,8 +50,8 @@ def test_forward_and_backward_reach_every_parameter_in_use(name: str) -> None:
     assert logits.shape == (len(given), 5) and torch.isfinite(logits).all()
     logits.square().sum().backward()
     unused = {key for key, value in model.named_parameters() if value.grad is None}
-    # Norms of the data sets that are not in the batch.
-    assert all(".norms." in key for key in unused)
+    # Norms of the data sets that are not in the batch, and the head that is no part of `forward`.
+    assert all(".norms." in key or key.startswith("offset_head.") for key in unused)
     assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
 
 
@@ -74,6 +76,18 @@ def test_intermediates_and_features_only_agree_with_feature_info(name: str) -> N
         wrapped = create(name, features_only=True, out_indices=[0, -1]).eval()
         wrapped.model.load_state_dict(model.state_dict())
         chosen = wrapped(given)
+        at_points = model.forward_intermediates(given, output_fmt="points")
+        low, high = given.coord.amin(0), given.coord.amax(0) + 1e-3
+        grid = pz.VolumeGrid(torch.stack([low, high]).expand(given.batch_size, 2, 3), (32, 16, 16))
+        dense = model.forward_intermediates(given, output_fmt="dense", grid=grid)
+    for info, sparse, point, volume in zip(model.feature_info, every, at_points, dense, strict=True):
+        assert torch.equal(point.feat, sparse.feat[sparse.inverse]) and torch.equal(point.coord, given.coord)
+        assert volume.grid.shape == tuple(side // info["reduction"] for side in (32, 16, 16))
+        X, Y, Z = volume.grid.shape
+        cell = ((sparse.coord - low) / (high - low) * torch.tensor([X, Y, Z])).floor().long()
+        here = (cell == cell[0]).all(1) & (sparse.batch == sparse.batch[0])  # by brute force, for the first one's cell
+        x, y, z = cell[0].tolist()
+        torch.testing.assert_close(volume.feat[sparse.batch[0], :, z, y, x], sparse.feat[here].mean(0))
     assert len(chosen) == len(wrapped.feature_info) == 2
     assert torch.equal(chosen[0].feat, every[0].feat) and torch.equal(chosen[1].feat, every[-1].feat)
 
