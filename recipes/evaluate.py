@@ -69,7 +69,7 @@ def main(cfg: Config) -> None:
     setup_logging(main=accelerator.is_main_process)
     run, output = Path(cfg.run), Path(cfg.output or cfg.run)
     folder = run / "export" if (run / "export").is_dir() else run
-    options = {} if cfg.grid_size is None else {"grid_size": cfg.grid_size}
+    options: dict[str, Any] = {} if cfg.grid_size is None else {"grid_size": cfg.grid_size}
     model = pz.create_model(f"local-dir:{folder}", pretrained=True, **options).to(accelerator.device).eval()
     if cfg.task == "segment" or (cfg.task == "auto" and model.num_classes):
         evaluate_segmentation(accelerator, model, cfg, output)

@@ -87,7 +87,7 @@ def _encode(model: nn.Module, scene: Scene, options: Any) -> Tensor:
 
     import ponder_zoo as pz
 
-    config = pz.resolve_model_data_config(model)
+    config = pz.resolve_model_data_config(model)  # type: ignore[arg-type]
     config["condition"] = options.condition or config["condition"]
     transform = pz.create_transform(**config, is_training=False, estimate_normals=options.estimate_normals)
     points = transform(scene).to(next(model.parameters()).device)
@@ -117,7 +117,7 @@ def _write_cloud(path: Path, scene: Scene, rgb: NDArray[np.uint8], values: NDArr
     elif suffix == ".npz":
         given = {"color": scene.color, "normal": scene.normal}
         buffer = io.BytesIO()
-        arrays = {key: value for key, value in given.items() if value is not None}
+        arrays: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         np.savez_compressed(buffer, coord=scene.coord, features=values, feature_rgb=rgb, **arrays)
         write_atomic(path, buffer.getvalue())
     else:

@@ -90,14 +90,15 @@ def encode(
     from ..data.grid import fit_grid
     from ..data.transforms import CenterShift, GridSample, RandomDropout
 
-    encoder, rng = ponder.encoder, np.random.default_rng(0)
+    encoder: Any = ponder.encoder
+    rng = np.random.default_rng(0)
     # The statistics of norms depend on the density: the points are thinned as in training.
     scene = RandomDropout(float(settings.get("dropout", 0.0)), p=1.0)(scene, rng)
     centred = CenterShift()(scene, rng)
     shift = scene.coord[0] - centred.coord[0]
-    scene = GridSample(encoder.grid_size, pick="first")(centred, rng)  # type: ignore[arg-type]
+    scene = GridSample(encoder.grid_size, pick="first")(centred, rng)
     bounds = fit_grid(scene.coord, shape, margin=float(settings.get("margin", 0.3)))
-    cfg = encoder.pretrained_cfg.point_cfg  # type: ignore[union-attr]
+    cfg = encoder.pretrained_cfg.point_cfg
     columns = cfg.feature_columns
     filled = zip(columns, cfg.fill, cfg.mean, cfg.std, strict=True)
     collate = PointCollate(
@@ -124,7 +125,8 @@ def extract_mesh(ponder: nn.Module, volume: FeatureVolume, scene: Scene, *, fine
     from ..ops.marching_cubes import marching_cubes
     from ..structures import VolumeGrid
 
-    field, device = ponder.renderer.field, volume.feat.device  # type: ignore[union-attr]
+    renderer: Any = ponder.renderer
+    field, device = renderer.field, volume.feat.device
     X, Y, Z = (cells * finer for cells in volume.grid.shape)
     grid = VolumeGrid(volume.grid.bounds, (X, Y, Z))
     axes = [torch.arange(count, device=device) + 0.5 for count in (Z, Y, X)]

@@ -226,9 +226,9 @@ def _read_mesh(file: Path) -> dict[str, Any]:
     except ImportError as error:
         raise ImportError(
             f"{file}: reading meshes uses trimesh, which is not installed. Run: pip install trimesh"
-        ) from (error)
+        ) from error
     try:
-        mesh = trimesh.load(file, force="mesh", process=False)
+        mesh: Any = trimesh.load(file, force="mesh", process=False)
         coord = np.asarray(mesh.vertices)
         arrays: dict[str, Any] = {"coord": coord, "normal": np.asarray(mesh.vertex_normals)}
         if mesh.visual.kind == "vertex":
