@@ -213,8 +213,9 @@ class ModelTransform:
 @functools.cache
 def _tell_filled(fields: tuple[str, ...]) -> None:
     """Say once per process and set of fields that the config's fill values stand for them."""
+    hint = " Normals can be estimated: create_transform(..., estimate_normals=True)." if "normal" in fields else ""
     _logger.warning(
-        "The points have no %s, which the model reads; the fill values of its config stand for it. "
-        "Normals can be estimated: create_transform(..., estimate_normals=True).",
+        "The points have no %s, which the model reads; the fill values of its config stand for it.%s",
         " and no ".join(fields),
+        hint,
     )
