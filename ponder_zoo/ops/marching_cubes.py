@@ -59,12 +59,26 @@ def marching_cubes(
         values = np.where(mask, values, level + 1.0)  # whatever stood there, NaN included, must not be read
     try:
         # "descent": seen from outside, where values are larger, faces are counter-clockwise.
-        vertices, faces, _, _ = cubes(values, level, mask=mask, gradient_direction="descent", allow_degenerate=False)
+        vertices, faces, _, _ = cubes(values, level, gradient_direction="descent", allow_degenerate=False)
     except RuntimeError:  # scikit-image's answer when the level is touched, but nowhere crossed
         return _empty()
+    if mask is not None:
+        vertices, faces = _in_known_cubes(vertices, faces, mask)
     origin = box[0] + (0.0 if at_corners else 0.5) * step
     vertices = origin + vertices * step
     return Mesh(vertices.astype(np.float32), faces.astype(np.int64), vertex_normals(vertices, faces))
+
+
+def _in_known_cubes(
+    vertices: NDArray[np.floating], faces: NDArray[np.integer], known: NDArray[np.bool_]
+) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
+    """The triangles of cubes whose 8 corners are known. (scikit-image's own mask asks one corner of each cube.)"""
+    whole = np.ones([side - 1 for side in known.shape], dtype=bool)
+    for corner in np.ndindex(2, 2, 2):
+        whole &= known[tuple(slice(c, c + side - 1) for c, side in zip(corner, known.shape, strict=True))]
+    cube = np.floor(vertices[faces].mean(1)).astype(np.int64).clip(0, np.array(whole.shape) - 1)
+    used, rows = np.unique(faces[whole[tuple(cube.T)]], return_inverse=True)
+    return vertices[used], rows.reshape(-1, 3)
 
 
 def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> NDArray[np.float32]:

@@ -67,12 +67,20 @@ def test_axes_are_not_mixed_up() -> None:
         np.testing.assert_allclose(mesh.normals, np.eye(3)[[axis]].repeat(len(mesh.normals), 0), atol=1e-5)
 
 
-def test_nothing_is_drawn_where_nothing_is_known() -> None:
+@pytest.mark.parametrize("region", ["left", "right", "shell", "nowhere near"])
+def test_nothing_is_drawn_where_nothing_is_known(region: str) -> None:
     sdf, place = sphere((30, 30, 30)), positions((30, 30, 30))
-    known = place[..., 0] < 1.0
+    known = {
+        "left": place[..., 0] < 1.0,
+        "right": place[..., 0] > 1.0,
+        "shell": sdf.abs() < 0.2,
+        "nowhere near": sdf.abs() > 0.3,
+    }[region]
     sdf[~known] = float("nan")
     mesh = marching_cubes(sdf, BOUNDS, known=known)
-    assert len(mesh.faces) > 100 and mesh.vertices[:, 0].max() <= 1.0
+    assert (len(mesh.faces) == 0) if region == "nowhere near" else (len(mesh.faces) > 100)
+    assert region != "left" or mesh.vertices[:, 0].max() <= 1.0
+    assert region != "right" or mesh.vertices[:, 0].min() >= 1.0
     np.testing.assert_allclose(np.linalg.norm(mesh.vertices - CENTRE, axis=-1), RADIUS, atol=2e-3)
 
 
