@@ -72,7 +72,7 @@ def marching_cubes(
 def _in_known_cubes(
     vertices: NDArray[np.floating], faces: NDArray[np.integer], known: NDArray[np.bool_]
 ) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
-    """The triangles of cubes whose 8 corners are known. (scikit-image's own mask asks one corner of each cube.)"""
+    """The triangles of cubes whose 8 corners are known; scikit-image's own mask asks one corner of each cube."""
     whole = np.ones([side - 1 for side in known.shape], dtype=bool)
     for corner in np.ndindex(2, 2, 2):
         whole &= known[tuple(slice(c, c + side - 1) for c, side in zip(corner, known.shape, strict=True))]
