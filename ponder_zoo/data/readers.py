@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder_zoo.ops.marching_cubes import vertex_normals
+
 from .checks import check_scene
 from .pcd import read_pcd
 from .ply import read_ply
@@ -151,16 +153,6 @@ def _read_ply(file: Path) -> dict[str, Any]:
     if ply.faces is not None and len(ply.faces) and "normal" not in arrays:
         arrays["normal"] = vertex_normals(arrays["coord"], ply.faces)
     return arrays
-
-
-def vertex_normals(coord: NDArray[Any], faces: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Mean of the normals of the triangles (F, 3) at each vertex, weighted by area: (N, 3), zero without a triangle."""
-    corner = coord.astype(np.float64)[faces]  # (F, 3, 3)
-    with np.errstate(invalid="ignore"):  # vertices that are not finite are reported later, by name
-        normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-    row = faces.reshape(-1)
-    total = [np.bincount(row, np.repeat(normal[:, axis], 3), minlength=len(coord)) for axis in range(3)]
-    return _unit(np.stack(total, axis=1))
 
 
 def _read_numpy(file: Path) -> Mapping[str, Any] | NDArray[Any]:

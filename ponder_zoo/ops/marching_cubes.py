@@ -82,14 +82,15 @@ def _in_known_cubes(
 
 
 def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Area-weighted mean normal of the faces around each vertex: (V, 3), (F, 3) -> (V, 3) unit, or zero."""
-    corners = vertices[faces].astype(np.float64)  # (F, 3, 3)
-    across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # twice the area long
-    total = np.zeros((len(vertices), 3))
-    for corner in range(3):
-        np.add.at(total, faces[:, corner], across)
-    length = np.linalg.norm(total, axis=-1, keepdims=True)
-    return (total / np.where(length > 0, length, 1.0)).astype(np.float32)
+    """Area-weighted mean normal of the triangles around each vertex: (V, 3), (F, 3) -> (V, 3) unit, or zero."""
+    corners = vertices.astype(np.float64)[faces]  # (F, 3, 3)
+    with np.errstate(invalid="ignore"):  # vertices of a file need not be finite
+        across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])  # twice the area long
+    row = faces.reshape(-1)
+    total = [np.bincount(row, np.repeat(across[:, axis], 3), minlength=len(vertices)) for axis in range(3)]
+    normals = np.stack(total, axis=-1)
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    return np.divide(normals, length, out=np.zeros(normals.shape), where=length > 1e-12).astype(np.float32)
 
 
 def _empty() -> Mesh:

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ponder_zoo.data.pcd import lzf_decompress
-from ponder_zoo.data.readers import read_scene, vertex_normals
+from ponder_zoo.data.readers import read_scene
+from ponder_zoo.ops.marching_cubes import vertex_normals
 
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TRIANGLES = np.array([[0, 1, 2], [0, 2, 3]])
