@@ -28,7 +28,7 @@ from .sparse_unet import checkpoint_filter_fn as rename_encoder
 from .sparse_unet import encoder_entries
 
 _logger = logging.getLogger(__name__)
-HEADS = ("head.", "offset_head.")
+HEADS = ("head.", "encoder.head.", "offset_head.")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ HEAD_KEYS = {  # of the text-aligned head: official -> ours
     "class_embedding": "head.class_embedding",
     "logit_scale": "head.logit_scale",
 }
-POINTGROUP_KEYS = {"bias_head.": "offset_head.", "seg_head.": "head."}  # beside the encoder's: official -> ours
+POINTGROUP_KEYS = {"bias_head.": "offset_head.", "seg_head.": "encoder.head."}  # beside the encoder's: official -> ours
 PRETRAINED = "checkpoints/ponderv2-ppt-pretrain-scannet-s3dis-structured3d.pth"
 FINE_TUNED = (
     "checkpoints/ponderv2-ppt-ft-{task}-{data}.pth"  # semseg: scannet, scannet200, s3dis; insseg: the first two
@@ -102,6 +102,7 @@ def released_instance_cfgs(architecture: str) -> dict[str, PretrainedCfg]:
             hf_hub_filename=FINE_TUNED.format(task="insseg", data=data),
             condition="ScanNet",
             num_classes=len(labels[data]) or 200,
+            classifier="encoder.head",
             label_names=labels[data],
             description=f"Pre-trained by rendering, then fine-tuned for instance segmentation ({data}).",
             **_COMMON,

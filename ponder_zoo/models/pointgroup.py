@@ -31,9 +31,8 @@ class PointGroup(nn.Module):
 
     def __init__(self, in_chans: int = 6, num_classes: int = 0, **encoder: Unpack[SparseUNetArgs]) -> None:
         super().__init__()
-        self.encoder = SparseUNet(in_chans, **encoder)
+        self.encoder = SparseUNet(in_chans, num_classes, **encoder)
         self.in_chans = in_chans
-        self.num_classes = num_classes
         self.num_features = width = self.encoder.num_features
         self.grid_size = self.encoder.grid_size
         self.conditions, self.condition = self.encoder.conditions, self.encoder.condition
@@ -41,12 +40,15 @@ class PointGroup(nn.Module):
         self.feature_info = [{**info, "module": f"encoder.{info['module']}"} for info in self.encoder.feature_info]
         norm = nn.BatchNorm1d(width, eps=1e-3, momentum=0.01)
         self.offset_head = nn.Sequential(nn.Linear(width, width), norm, nn.ReLU(), nn.Linear(width, 3))
-        self.head: nn.Module = nn.Identity()
-        self.reset_classifier(num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Of the semantic head; 0 without one."""
+        return self.encoder.num_classes
 
     def forward(self, points: PointBatch) -> Tensor:
         """Class scores (N, num_classes), or features (N, num_features) without a head."""
-        return self.forward_head(self.forward_features(points))
+        return self.encoder(points)
 
     def forward_features(self, points: PointBatch) -> PointBatch:
         """The same points with features (N, num_features)."""
@@ -54,7 +56,7 @@ class PointGroup(nn.Module):
 
     def forward_head(self, features: PointBatch, pre_logits: bool = False) -> Tensor:
         """Class scores (N, num_classes) of features; the features where `pre_logits` or without a head."""
-        return features.feat if pre_logits else self.head(features.feat)
+        return self.encoder.forward_head(features, pre_logits)
 
     def predict_offsets(self, features: PointBatch) -> Tensor:
         """From each point to the centre of its instance: features (N, num_features) -> (N, 3) metres."""
@@ -75,13 +77,11 @@ class PointGroup(nn.Module):
         return self.encoder.forward_intermediates(points, indices, output_fmt, grid)
 
     def get_classifier(self) -> nn.Module:
-        return self.head
+        return self.encoder.get_classifier()
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the semantic head by a new one for `num_classes`; 0 removes it."""
-        self.num_classes = num_classes
-        device = self.offset_head[0].weight.device
-        self.head = nn.Linear(self.num_features, num_classes, device=device) if num_classes > 0 else nn.Identity()
+        self.encoder.reset_classifier(num_classes)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only each stage's output for the backward pass and compute the rest again: less memory, more time."""
@@ -94,7 +94,7 @@ class PointGroup(nn.Module):
             "stem": r"^encoder\.(?:stem|context)\.",
             "enc": [(rf"^encoder\.enc{index}", None)],
             "dec": [(rf"^encoder\.dec{index}", None)],
-            "head": r"^(?:head|offset_head)\.",
+            "head": r"^(?:encoder\.head|offset_head)\.",
         }
 
     def no_weight_decay(self) -> set[str]:
