@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# accelerate gives a process one thread unless told otherwise.
-THREADS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() or 1)")
 
 .PHONY: install pretrain finetune evaluate test test-all style quality docs clean
 
@@ -18,7 +16,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 pretrain finetune evaluate: $(VENV)/.installed
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --num_cpu_threads_per_process $(THREADS) --mixed_precision no --dynamo_backend no recipes/$@.py $(ARGS)
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/$@.py $(ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
