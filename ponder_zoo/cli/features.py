@@ -44,6 +44,7 @@ def features(options: Any) -> int:
 
     from ..data.motion import take_points
     from ..data.readers import read_scene
+    from ..report.pca import pca_rgb
 
     out = Path(options.out)
     if out.suffix.lower() not in SUFFIXES:
@@ -57,8 +58,6 @@ def features(options: Any) -> int:
         scene = take_points(scene, np.linspace(0, len(scene) - 1, options.max_points).round().astype(np.int64))
     model, trained = _open_model(options)
     values = _encode(model, scene, options).cpu()  # (N, C)
-    from ..report.pca import pca_rgb
-
     rgb = np.round(255 * pca_rgb(values).numpy()).astype(np.uint8)
     _write_cloud(out, scene, rgb, values.numpy())
     picture = _write_picture(out, scene, rgb, options, title=_title(scene, options.model, model, trained))

@@ -86,8 +86,9 @@ def encode(
     """The scene as the model sees it, its volume, and what to add to its coordinates to be back in the scan's."""
     import numpy as np
 
-    from ..data.collate import PointCollate, collate_scenes
+    from ..data.collate import collate_scenes
     from ..data.grid import fit_grid
+    from ..data.model_input import create_transform, resolve_model_data_config
     from ..data.transforms import CenterShift, GridSample, RandomDropout
 
     encoder: Any = ponder.encoder
@@ -98,15 +99,7 @@ def encode(
     shift = scene.coord[0] - centred.coord[0]
     scene = GridSample(encoder.grid_size, pick="first")(centred, rng)
     bounds = fit_grid(scene.coord, shape, margin=float(settings.get("margin", 0.3)))
-    cfg = encoder.pretrained_cfg.point_cfg
-    columns = cfg.feature_columns
-    filled = zip(columns, cfg.fill, cfg.mean, cfg.std, strict=True)
-    collate = PointCollate(
-        columns,
-        mean=dict(zip(columns, cfg.mean, strict=True)),
-        std=dict(zip(columns, cfg.std, strict=True)),
-        fill={column: (fill - mean) / std for column, fill, mean, std in filled if fill is not None},
-    )
+    collate = create_transform(**resolve_model_data_config(encoder)).collate
     item = collate_scenes([replace(scene, inverse=None)], [bounds], shape, points=collate)  # type: ignore[arg-type]
     return scene, ponder.volume_encoder(item.to(next(ponder.parameters()).device)), shift  # type: ignore[operator]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -151,7 +152,7 @@ def _config(name: str, **source_args: Any) -> tuple[dict[str, Any], Any, dict[st
     files = {}
     for path in () if source.folder is None else sorted(source.folder.glob("*.safetensors")):
         shapes = safetensors_shapes(path)
-        files[path.name] = sum(_product(shape) for shape in shapes.values())
+        files[path.name] = sum(math.prod(shape) for shape in shapes.values())
     return config, cfg_from_config(config, source, None), files
 
 
@@ -234,12 +235,6 @@ def _tags(name: str) -> list[str]:
 
 def _count(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    import math
-
-    return math.prod(shape)
 
 
 def _millions(count: int) -> str:

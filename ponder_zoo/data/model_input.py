@@ -111,8 +111,10 @@ def create_transform(
         std=dict(zip(feature_columns, std, strict=True)),
         fill=filled,
     )
-    steps = segmentation_train_transforms(grid_size, max_points=max_points) if is_training else None
-    steps = steps or segmentation_test_transforms(grid_size)
+    if is_training:
+        steps = segmentation_train_transforms(grid_size, max_points=max_points)
+    else:
+        steps = segmentation_test_transforms(grid_size)
     if center == "none":
         steps = Compose(tuple(step for step in steps.transforms if not isinstance(step, CenterShift)))
     return ModelTransform(
