@@ -206,6 +206,17 @@ def test_without_normalised_lookup_importance_samples_miss_the_surface() -> None
     assert errors["official"] > 1.3 * errors["metres"]
 
 
+def test_importance_weights_are_right_in_free_space_where_sigmoids_round_to_one() -> None:
+    t = torch.linspace(0.0, 3.0, 33)
+    sdf = 0.3 + 1e-3 * torch.sin(40.0 * t)  # nothing near; what is left is 1e-5 per interval
+    exact = interval_weights(t.double(), sdf.double(), 32.0)
+    error = (interval_weights(t, sdf, 32.0) / exact - 1.0)[:-1].abs().max()
+    assert error < 1e-4  # measured: 1e-5
+    cancelling = interval_weights(t, sdf, 32.0, cancelling=True)
+    torch.testing.assert_close(interval_weights(t.double(), sdf.double(), 32.0, cancelling=True), exact)
+    assert (cancelling / exact - 1.0)[:-1].abs().max() > 20 * error, "otherwise the product buys nothing"
+
+
 def ball_and_floor() -> tuple[FeatureVolume, RayBundle, torch.Tensor]:
     """An sdf on the official grid (its values at the cells), rays that meet its surfaces, and the distances to them."""
     axis = torch.linspace(-0.5505, 0.5505, 64)
