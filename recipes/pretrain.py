@@ -89,7 +89,7 @@ class Config:
     lr: float = 3e-3
     weight_decay: float = 0.01
     decay_all: bool = False  # also norms and biases
-    schedule: ScheduleName = "onecycle"
+    schedule: ScheduleName = "exponential"
     warmup: float = 0.2  # share of the steps
     max_grad_norm: float = 1.0
     norm_freeze: float = 0.7  # share of the steps after which norms use running statistics, as in evaluation; 1: never

@@ -12,14 +12,18 @@ from torch import Tensor
 
 from ..structures import RayBundle, RayTargets, RenderOutput
 
-Mean = Callable[[Tensor, Tensor], Tensor]  # (value, which entries count) -> scalar
+Mean = Callable[[Tensor, Tensor], Tensor]  # (value, how much each entry counts) -> scalar
 
 
 def masked_mean(value: Tensor, counted: Tensor, average_count: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Mean over the entries that count, 0 if there are none; entries that do not may hold anything, NaN included."""
+    """Mean over the entries that count, 0 if there are none; entries that do not may hold anything, NaN included.
+
+    `counted` is bool, or between 0 and 1 for entries that count in part.
+    """
     counted = counted.expand_as(value)
-    total = torch.where(counted, value, torch.zeros_like(value)).sum()
-    count = counted.sum().to(total.dtype)
+    zero = torch.zeros_like(value)
+    total = (torch.where(counted > 0, value, zero) * counted).sum()
+    count = counted.sum(dtype=total.dtype)
     # Where no entry counts the sum is zero, too. A mean of counts over processes may lie between 0 and 1.
     return total / (count if average_count is None else average_count(count)).clamp(min=1e-6)
 
@@ -39,6 +43,7 @@ class RenderLossWeights:
     normal: float = 0.0
     semantic: float = 0.0
     truncation: float = 0.2  # half-width of the band around the observed depth where the sdf is supervised, metres
+    band: Literal["tapered", "hard"] = "tapered"  # whether a sample counts less towards the edge of that band
     rays: Literal["valid", "all"] = "valid"  # which rays count in rgb and eikonal; official: all, misses included
     semantic_rule: Literal["classes", "rays"] = "classes"  # against the class table; official: against the other rays
     temperature: float = 0.01  # of the semantic logits
@@ -56,7 +61,7 @@ class RenderLossWeights:
     @classmethod
     def official(cls) -> Self:
         """The official indoor configuration. Its lengths are cube units: rescale the scenes to the unit cube."""
-        return cls(truncation=0.05, rays="all", semantic=0.1, semantic_rule="rays")
+        return cls(truncation=0.05, band="hard", rays="all", semantic=0.1, semantic_rule="rays")
 
 
 def render_loss(
@@ -94,8 +99,8 @@ def render_loss(
         terms = {
             "rgb": lambda: mean((_full(output.rgb) - targets.rgb).abs(), counted[..., None]),
             "depth": lambda: mean((_full(output.depth) - targets.depth).abs(), seen),
-            "free_space": lambda: free_space_loss(output, targets, seen, weights.truncation, mean),
-            "sdf": lambda: sdf_loss(output, targets, seen, weights.truncation, mean),
+            "free_space": lambda: free_space_loss(output, targets, seen, weights, mean),
+            "sdf": lambda: sdf_loss(output, targets, seen, weights, mean),
             "eikonal": lambda: eikonal_loss(_full(output.field.gradient), counted, mean),
         }
         normal, segment, semantic = targets.normal, targets.segment, output.semantic
@@ -112,21 +117,31 @@ def render_loss(
 
 
 def free_space_loss(
-    output: RenderOutput, targets: RayTargets, seen: Tensor, truncation: float, mean: Mean = masked_mean
+    output: RenderOutput, targets: RayTargets, seen: Tensor, weights: RenderLossWeights, mean: Mean = masked_mean
 ) -> Tensor:
-    """In front of the observed surface, further than the truncation from it, the sdf is at least the truncation."""
+    """In front of the observed surface, further than the truncation from it, the sdf is at least the truncation.
+
+    With a tapered band, samples count from there on linearly more, up to once more the truncation.
+    """
     t, sdf = output.samples.t_starts, _full(output.field.sdf)  # (B, R, S)
-    free = seen[..., None] & (t < targets.depth[..., None] - truncation)
-    return mean((truncation - sdf).clamp(min=0.0), free)
+    beyond = targets.depth[..., None] - weights.truncation - t
+    counted = beyond > 0 if weights.band == "hard" else (beyond / weights.truncation).clamp(0.0, 1.0)
+    return mean((weights.truncation - sdf).clamp(min=0.0), seen[..., None] * counted)
 
 
 def sdf_loss(
-    output: RenderOutput, targets: RayTargets, seen: Tensor, truncation: float, mean: Mean = masked_mean
+    output: RenderOutput, targets: RayTargets, seen: Tensor, weights: RenderLossWeights, mean: Mean = masked_mean
 ) -> Tensor:
-    """Near the observed surface the sdf is the remaining distance along the ray."""
+    """Near the observed surface the sdf is the remaining distance along the ray.
+
+    With a tapered band, samples count linearly less towards its edge: the loss stays continuous where samples, which
+    move with the sdf, enter and leave it. With a hard one each that does so changes the loss by some 1e-4.
+    """
     t, sdf = output.samples.t_starts, _full(output.field.sdf)  # (B, R, S)
     remaining = targets.depth[..., None] - t
-    return mean((sdf - remaining).abs(), seen[..., None] & (remaining.abs() <= truncation))
+    near = remaining.abs()
+    counted = near <= weights.truncation if weights.band == "hard" else (1.0 - near / weights.truncation).clamp(min=0.0)
+    return mean((sdf - remaining).abs(), seen[..., None] * counted)
 
 
 def eikonal_loss(gradient: Tensor, counted: Tensor, mean: Mean = masked_mean) -> Tensor:

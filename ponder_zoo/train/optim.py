@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-ScheduleName = Literal["onecycle", "cosine", "constant"]
+ScheduleName = Literal["exponential", "onecycle", "cosine", "constant"]
 
 
 def make_optimizer(
@@ -67,10 +67,11 @@ def make_schedule(
     Args:
         optimizer: its groups' `lr` are the peaks.
         name: "onecycle" is the official one (rise from a tenth, fall to 1e-5 of the peak, both as cosines; the momentum
-            runs from 0.95 to 0.85 and back), "cosine" rises linearly and falls as a cosine, "constant" only rises.
+            runs from 0.95 to 0.85 and back), "exponential" rises exponentially from a thousandth and falls as a cosine,
+            "cosine" rises linearly and falls as a cosine, "constant" only rises.
         total_steps: optimizer steps of the whole run.
         warmup: share of the steps that rise.
-        final: last learning rate over the peak, of "cosine".
+        final: last learning rate over the peak, of "exponential" and "cosine".
     """
     if name == "onecycle":
         peaks = [group["lr"] for group in optimizer.param_groups]
@@ -81,7 +82,8 @@ def make_schedule(
 
     def factor(step: int) -> float:
         if step < rise_steps:
-            return (step + 1) / rise_steps
+            risen = (step + 1) / rise_steps
+            return 1e-3 ** (1.0 - risen) if name == "exponential" else risen
         if name == "constant":
             return 1.0
         done = min((step - rise_steps) / max(total_steps - rise_steps, 1), 1.0)

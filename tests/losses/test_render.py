@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ponder_zoo.losses.render import RenderLossWeights, render_loss, semantic_loss
 from ponder_zoo.structures import FieldOutput, RayBundle, RaySamples, RayTargets, RenderOutput
 
-PLAIN = RenderLossWeights(rgb=1.0, depth=1.0, free_space=1.0, sdf=1.0, eikonal=1.0, truncation=0.25)
+PLAIN = RenderLossWeights(rgb=1.0, depth=1.0, free_space=1.0, sdf=1.0, eikonal=1.0, truncation=0.25, band="hard")
 
 
 def make(valid: tuple[bool, ...] = (True, True)) -> tuple[RenderOutput, RayTargets, RayBundle]:
@@ -55,9 +55,30 @@ def test_every_term_has_its_hand_computed_value() -> None:
         torch.testing.assert_close(losses[name], torch.tensor(value), msg=name)
 
 
+def test_samples_count_less_towards_the_edge_of_a_tapered_band() -> None:
+    losses = render_loss(*make(), dataclasses.replace(PLAIN, band="tapered"))
+    # 0.75 and 0.15 m in front of the band of 0.25 m: the first counts in full, the second by 0.15 / 0.25
+    torch.testing.assert_close(losses["free_space"], torch.tensor((1.0 * 0.15 + 0.6 * 0.0) / 1.6))
+    torch.testing.assert_close(losses["sdf"], torch.tensor(0.1))  # both at 0.2 m, both wrong by 0.1
+
+
+@pytest.mark.parametrize("band", ["tapered", "hard"])
+@pytest.mark.parametrize("term", ["free_space", "sdf"])
+def test_only_a_tapered_band_is_continuous_where_samples_enter_it(band: str, term: str) -> None:
+    output, targets, rays = make()
+    values = []
+    for shift in (-1e-5, 1e-5):  # around 0.25 m in front of the surface at 2 m
+        t_starts = output.samples.t_starts.clone()
+        t_starts[0, 0, 1] = 1.75 + shift
+        samples = dataclasses.replace(output.samples, t_starts=t_starts)
+        moved = dataclasses.replace(output, samples=samples)
+        values.append(render_loss(moved, targets, rays, dataclasses.replace(PLAIN, band=band))[term])
+    assert (abs(values[0] - values[1]) < 1e-4) == (band == "tapered")
+
+
 def test_terms_are_weighted_and_zero_switches_off() -> None:
     plain = render_loss(*make(), PLAIN)
-    weights = RenderLossWeights(rgb=2.0, depth=3.0, free_space=0.0, sdf=5.0, eikonal=0.5, truncation=0.25)
+    weights = RenderLossWeights(rgb=2.0, depth=3.0, free_space=0.0, sdf=5.0, eikonal=0.5, truncation=0.25, band="hard")
     weighted = render_loss(*make(), weights)
     for name, value in plain.items():
         torch.testing.assert_close(weighted[name], value * getattr(weights, name))
@@ -142,5 +163,6 @@ def test_presets_are_what_their_sources_say() -> None:
     assert (paper.rgb, paper.depth, paper.sdf, paper.free_space, paper.eikonal) == (1.0, 0.1, 0.0, 0.0, 0.0)
     terms = ("rgb", "depth", "free_space", "sdf", "eikonal", "semantic")
     assert [getattr(official, name) for name in terms] == [10.0, 1.0, 1.0, 10.0, 0.01, 0.1]
-    assert (official.truncation, official.rays, official.semantic_rule) == (0.05, "all", "rays")
+    assert (official.truncation, official.band, official.rays) == (0.05, "hard", "all")
+    assert official.semantic_rule == "rays"
     assert RenderLossWeights.metres() == RenderLossWeights()

@@ -14,3 +14,8 @@ def test_shares_with_the_mean_count_average_to_the_whole():
     shares = [masked_mean(value[part], counted[part], lambda _: mean_count) for part in (slice(0, 2), slice(2, 4))]
     torch.testing.assert_close(sum(shares) / 2, value[counted].mean())
     assert masked_mean(value[:2], counted[:2]) == 0
+
+
+def test_entries_may_count_in_part_and_those_that_do_not_may_hold_anything():
+    value, counted = torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([1.0, 0.5, 0.0])
+    torch.testing.assert_close(masked_mean(value, counted), torch.tensor(2.5 / 1.5))

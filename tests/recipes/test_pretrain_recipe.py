@@ -192,9 +192,9 @@ def test_a_killed_run_goes_on_bit_for_bit(pretrain_settings, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "tolerance"), [("lr=2e-4", 1e-4), ("float64=true", 1e-6)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64=false", 1e-4), ("float64=true", 1e-6)])
 def test_two_processes_have_the_losses_of_one(pretrain_settings, tmp_path, precision, tolerance):
-    common = [*pretrain_settings, "max_steps=400", "stop_step=20", precision]
+    common = [*pretrain_settings, "lr=3e-3", "max_steps=550", "stop_step=20", precision]  # the default schedule
     recipe, environment = str(ROOT / "recipes/pretrain.py"), os.environ | {"PYTHONPATH": str(ROOT)}
     one = [sys.executable, recipe, *common, f"output={tmp_path / 'one'}", "batch_size=2"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]

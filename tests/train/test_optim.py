@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -79,7 +80,7 @@ def test_onecycle_runs_as_in_the_official_schedule():
     assert rates[middle] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["onecycle", "cosine", "constant"])
+@pytest.mark.parametrize("name", ["exponential", "onecycle", "cosine", "constant"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_schedules_last_for_very_short_runs(name, steps):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
@@ -100,6 +101,22 @@ def test_cosine_rises_linearly_and_falls_to_its_end():
         schedule.step()
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_the_exponential_rise_starts_at_a_thousandth_of_the_peak():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = make_schedule(optimizer, "exponential", total_steps=100, warmup=0.3)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    factor = 1000 ** (1 / 30)
+    assert rates[0] == pytest.approx(2e-3 * factor)
+    assert [b / a for a, b in itertools.pairwise(rates[:30])] == pytest.approx([factor] * 29)
+    assert rates[29] == max(rates) == pytest.approx(2.0)
+    assert rates[65] == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 35 / 70)))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
 
 
 def test_averaged_weights_follow_the_model():
