@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from ponder_zoo.models.sparse_unet import SparseUNet
 from ponder_zoo.sparse import coarsening
 from ponder_zoo.sparse.kernel_map import submanifold_map
@@ -30,7 +32,9 @@ def sparse_unet_flop(points: PointBatch) -> float:
     """Floating-point operations of a forward pass of SparseUNet-34 with 6 input columns."""
     levels = _levels(points)
     total = 0.0
-    for name, weight in SparseUNet(6).state_dict().items():  # in the published layout, whatever a backend keeps
+    with torch.device("meta"):  # only the shapes count
+        weights = SparseUNet(6).state_dict()
+    for name, weight in weights.items():  # in the published layout, whatever a backend keeps
         stage, number = name.split(".")[:2]
         level = 0 if stage == "stem" else int(number) + 1 if stage == "enc" else 3 - int(number)
         if weight.ndim == 5 and weight.shape[1] > 2:

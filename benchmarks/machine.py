@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -158,6 +159,13 @@ def _processor_times() -> tuple[float, float, float] | None:
     busy = user + nice + system + irq + softirq + steal
     own = os.times()
     return busy + idle + iowait, busy, own.user + own.system + own.children_user + own.children_system
+
+
+def free_port() -> int:
+    """A port on this machine that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def load_average() -> float | None:

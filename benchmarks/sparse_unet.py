@@ -65,7 +65,7 @@ def make_model() -> torch.nn.Module:
 
 def _ours(points: PointBatch, train: bool) -> Call:
     model, points = make_model().train(train), points.to(device())
-    return _call(model, lambda: model.forward_features(points).feat, train)
+    return model_call(model, lambda: model.forward_features(points).feat, train)
 
 
 def _theirs(points: PointBatch, train: bool, check: bool = True) -> Call:
@@ -74,9 +74,9 @@ def _theirs(points: PointBatch, train: bool, check: bool = True) -> Call:
     peer.load_ours(ours.state_dict())
     forward = lambda: peer(points.feat, *spconv_unet.sites(points), points.batch_size)  # noqa: E731
     if check:
-        _check_agreement(ours, points, _call(peer.eval(), forward, train=False))
+        _check_agreement(ours, points, model_call(peer.eval(), forward, train=False))
     del ours
-    return _call(peer.train(train), forward, train)
+    return model_call(peer.train(train), forward, train)
 
 
 def _check_agreement(ours: torch.nn.Module, points: PointBatch, theirs: Call) -> None:
@@ -91,7 +91,7 @@ def _check_agreement(ours: torch.nn.Module, points: PointBatch, theirs: Call) ->
         )
 
 
-def _call(model: torch.nn.Module, forward: Callable[[], torch.Tensor], train: bool) -> Call:
+def model_call(model: torch.nn.Module, forward: Callable[[], torch.Tensor], train: bool) -> Call:
     """A forward pass, or a training step without the optimizer. Half precision on a GPU, for both sides."""
     cuda = device().type == "cuda"
 
