@@ -7,13 +7,15 @@ import sys
 from collections.abc import Iterator
 
 from .harness import Call, Case, Seconds
-from .machine import ROOT
+from .machine import ROOT, device
 
 _TIMED = "import time; {before}start = time.perf_counter(); {measured}; print(time.perf_counter() - start)"
 
 
 def cases() -> Iterator[Case]:
     """The package alone and beyond torch, and the first model."""
+    if device().type != "cpu":
+        return
     yield Case(
         name="imports/beyond_torch",
         peer="none; seconds",

@@ -23,6 +23,7 @@ from .sparse_unet import SCENES
 LEVELS = 4  # below the input's resolution
 WIDTH = 16  # channels of the layers that ask for the maps: more than those for which a backend may use no lists
 NET_TARGETS = {"thin": (2.0, 3.0), "dense": (2.0, 4.0)}
+GPU_SECONDS = (0.002, 0.0005)
 LIST_TARGETS = {3: (2.0, 3.5), 5: (2.5, 4.0)}
 
 
@@ -37,6 +38,15 @@ def cases() -> Iterator[Case]:
             done=NET_TARGETS[scene][0],
             aim=NET_TARGETS[scene][1],
             floor=lambda machine, build=build: floors.kernel_maps(build(), machine),
+        )
+    if device().type == "cuda":
+        yield Case(
+            name="kernel_maps/seconds/dense",
+            peer="none; seconds",
+            ours=lambda: _ours_net(SCENES["dense"]().to(device())),
+            done=GPU_SECONDS[0],
+            aim=GPU_SECONDS[1],
+            target_seconds=True,
         )
     for scene, build in SCENES.items():
         for size, (done, aim) in LIST_TARGETS.items():
@@ -106,7 +116,7 @@ def _ours_net(points: PointBatch) -> Call:
 
 
 def _theirs_net(points: PointBatch) -> Call:
-    spconv, options = spconv_unet.import_spconv(), spconv_unet.conv_options(device())
+    spconv, options = spconv_unet.import_spconv(), spconv_unet.conv_options()
     options = options | {"bias": False}
     keys = [*(f"level{level + 1}" for level in range(LEVELS)), "level0"]
     layers = _Layers(
@@ -136,7 +146,7 @@ def _theirs_list(points: PointBatch, size: int) -> Call:
     from spconv.pytorch import ops
 
     del spconv
-    options = spconv_unet.conv_options(device())
+    options = spconv_unet.conv_options()
     if not options:
         from spconv.core import ConvAlgo
 

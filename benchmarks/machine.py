@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,17 @@ def use_device(name: str) -> None:
 def device() -> torch.device:
     """Where cases put their models and inputs."""
     return _device
+
+
+@contextlib.contextmanager
+def assumed_device(name: str) -> Iterator[None]:
+    """Let cases be listed as they are on a device that this machine need not have."""
+    global _device
+    before, _device = _device, torch.device(name)
+    try:
+        yield
+    finally:
+        _device = before
 
 
 def synchronize() -> None:

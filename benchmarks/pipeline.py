@@ -21,7 +21,7 @@ from ponder_zoo.data import (
 )
 
 from .harness import Call, Case
-from .machine import ROOT
+from .machine import ROOT, device
 
 SHARED = Path(ROOT).parent / "shared/data"  # small real samples, where they are beside the repository
 PER_CALL = 4  # items
@@ -30,6 +30,8 @@ PAPER = {"volume_shape": (128, 128, 32), "rays_per_view": 128}
 
 def cases() -> Iterator[Case]:
     """No peer: what counts is whether a worker keeps up with a step."""
+    if device().type != "cpu":
+        return
     sources: dict[str, Callable[[], Call]] = {
         "pipeline/pretrain/rooms": lambda: _items(_rooms(kept=True), PretrainCollate()),
         "pipeline/pretrain/rooms_generated": lambda: _items(_rooms(kept=False), PretrainCollate()),

@@ -89,7 +89,7 @@ def test_only_the_text_between_markers_changes() -> None:
 
 def test_the_page_has_a_place_for_every_section() -> None:
     text = report.PAGE.read_text(encoding="utf-8")
-    assert set(re.findall(r"<!-- (\w+): made by", text)) == set(report.sections([], [], []))
+    assert set(re.findall(r"<!-- (\w+): made by", text)) == set(report.sections([], [], [], []))
 
 
 def test_the_picture_has_a_panel_for_each_curve_that_was_measured(tmp_path: Path) -> None:
