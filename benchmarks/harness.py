@@ -99,7 +99,7 @@ class Pair:
 
 
 def select(cases: Iterable[Case], patterns: Sequence[str]) -> list[Case]:
-    """Cases whose name has one of the patterns as a part or matches it with wildcards; all of them without patterns.
+    """Cases whose name is one of the patterns, or else has it as a part or matches its wildcards; all without patterns.
 
     Raises:
         ValueError: for a pattern that no name matches, and for a name that two cases have.
@@ -109,17 +109,20 @@ def select(cases: Iterable[Case], patterns: Sequence[str]) -> list[Case]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"Expected one case per name, got several named {', '.join(twice)}. Rename all but one.")
-    unknown = [pattern for pattern in patterns if not any(_matches(name, pattern) for name in names)]
+    matches = {pattern: _matches(names, pattern) for pattern in patterns}
+    unknown = [pattern for pattern, found in matches.items() if not found]
     if unknown:
         raise ValueError(
             f"Expected parts of names of benchmarks, got {', '.join(map(repr, unknown))}, which no name has. "
             f"`python -m benchmarks --list` shows them: {', '.join(names)}."
         )
-    return [case for case in cases if not patterns or any(_matches(case.name, pattern) for pattern in patterns)]
+    return [case for case in cases if not patterns or any(case.name in found for found in matches.values())]
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return pattern in name or fnmatchcase(name, pattern)
+def _matches(names: Sequence[str], pattern: str) -> set[str]:
+    if pattern in names:  # scaling/voxels/10000 is also a part of scaling/voxels/1000000
+        return {pattern}
+    return {name for name in names if pattern in name or fnmatchcase(name, pattern)}
 
 
 # Timing ---------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "numpy", "scipy", "triton", "spconv", "spconv-cu120", "spconv-cu126", "timm")
 
+QUIET = 0.1  # share of the machine that others may take while rates are measured
+
 _device = torch.device("cpu")
 
 
@@ -64,8 +66,18 @@ class Machine:
     gather: float  # bytes/s, read and written bytes of index_select with random rows of 96 channels
 
 
-def measure_machine() -> Machine:
-    """Best of several repetitions each; about a second."""
+def measure_machine(attempts: int = 5) -> Machine:
+    """The best rates of several repetitions, again where other processes disturbed them; about a second each time."""
+    found = []
+    for _ in range(attempts):
+        load = OtherLoad()
+        found.append(_rates())
+        if (load.share() or 0.0) < QUIET:
+            break
+    return Machine(*(max(getattr(rates, name) for rates in found) for name in ("gemm", "copy", "gather")))
+
+
+def _rates() -> Machine:
     cuda = _device.type == "cuda"
     side = 8192 if cuda else 2048
     a, b = (torch.randn(side, side, device=_device, dtype=torch.bfloat16 if cuda else None) for _ in range(2))

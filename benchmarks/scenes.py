@@ -14,7 +14,7 @@ from ponder_zoo.data.synthetic import SyntheticRooms
 from ponder_zoo.data.synthetic.geometry import sample_surface
 from ponder_zoo.structures import PointBatch
 
-Points = NDArray[np.float64]
+Points = NDArray[np.floating]
 
 GRID_SIZE = 0.02  # metres
 THIN_VOXELS = 40_349  # of the ScanNet sample

@@ -158,6 +158,10 @@ def test_patterns_are_parts_of_names_or_wildcards(patterns: list[str], expected:
     assert [found.name for found in harness.select([case("a/b"), case("a/c")], patterns)] == expected
 
 
+def test_a_whole_name_means_only_that_case() -> None:
+    assert [found.name for found in harness.select([case("a/1"), case("a/10")], ["a/1"])] == ["a/1"]
+
+
 def test_two_cases_of_one_name_are_an_error() -> None:
     with pytest.raises(ValueError, match="one case per name"):
         harness.select([case("a/b"), case("a/b")], [])
