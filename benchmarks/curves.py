@@ -116,6 +116,6 @@ def _ticks(limits: tuple[float, float]) -> list[float]:
 
 def _count(value: float) -> str:
     for size, letter in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
+        if value >= max(size, 10_000):
             return f"{value / size:g}{letter}"
     return f"{value:g}"

@@ -7,6 +7,7 @@ written once. No implementation reaches it; the distance says how much is left t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -79,6 +80,7 @@ def unet3d(unet: UNet3D, shape: Sequence[int], machine: Machine, *, train: bool)
     cells, _, Z, Y, X = shape
     cells *= Z * Y * X
     flop = 2.0 * cells * unet.head.weight.numel()
+    block: Any
     for level, block in enumerate(unet.encoder):
         flop += 2.0 * cells / 8**level * block.conv.weight.numel()
     for level, block in enumerate(reversed(unet.decoder)):

@@ -7,6 +7,7 @@ python -m benchmarks.report cpu.json cuda.json
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ def sections(
         "floors": floors_table(cases, latest(cpu)),
         "alone": alone_table(cases, latest(cpu)),
         "scaling": scaling_table(latest(cpu)),
+        "curves": curves_table(latest(cpu)),
         "gpu": targets_table(gpu_cases, runs(cuda)),
     }
 
@@ -171,6 +173,15 @@ def scaling_table(found: dict[str, Result]) -> str:
                 peak = [f"{memory['ours'] / 2**30:.2f} GiB", f"{memory['ours'] / memory['items'] / 1024:.1f} KiB"]
             rows.append([f"{result['items']:,.0f}", amount(result, "ours"), f"{cost:.1f} µs", *peak])
     return table(["voxels", "time", "per voxel", "peak above set-up", "per voxel"], rows)
+
+
+def curves_table(found: dict[str, Result]) -> str:
+    """Cost against rays, scenes per batch and processes."""
+    rows = []
+    for name, result in found.items():
+        if re.match("scaling/(rays|batch|processes)/", name):
+            rows.append([f"`{name}`", amount(result, "ours"), f"{result['per_second']:.3g} {result['unit']}/s"])
+    return table(["case", "per call", "rate"], rows)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ponder_zoo.volume.unet3d import UNet3D
@@ -16,6 +18,7 @@ class ChannelFirstUNet(nn.Module):
 
     def forward(self, volume: Tensor) -> Tensor:
         unet, skips, x = self.unet, [], volume
+        block: Any
         for level, block in enumerate(unet.encoder):
             x = _norm_conv(block, unet.pool(x) if level > 0 else x)
             skips.append(x)
@@ -24,5 +27,5 @@ class ChannelFirstUNet(nn.Module):
         return unet.head(x)
 
 
-def _norm_conv(block: nn.Module, x: Tensor) -> Tensor:
+def _norm_conv(block: Any, x: Tensor) -> Tensor:
     return block.conv(block.norm(x)).relu()

@@ -139,7 +139,8 @@ class SpconvUNet(nn.Module):
     def forward(self, feat: Tensor, index: Tensor, shape: list[int], batch_size: int) -> Tensor:
         """Pair lists are built anew in every call."""
         x = self.stem(import_spconv().SparseConvTensor(feat, index, shape, batch_size))
-        skips = []
+        skips: list[Any] = []
+        stage: Any
         for stage in self.enc:
             skips.append(x)
             x = stage.resize(x)
