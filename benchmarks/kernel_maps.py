@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ponder_zoo.sparse import DownConv3d, SparseTensor, SubMConv3d, UpConv3d
 from ponder_zoo.sparse.kernel_map import submanifold_map
@@ -62,74 +62,83 @@ def cases() -> Iterator[Case]:
 
 
 # The whole network ----------------------------------------------------------------------------------------------------
-#
-# Maps, and what a backend derives from them, are built by the layer that first needs them. So each kind of map gets one
-# narrow convolution, and what is measured is the difference between a first and a second pass over the same voxels.
-
-
-def _first_minus_second(first: Callable[[], Any], second: Callable[[Any], object]) -> Call:
-    def call() -> Seconds:
-        start = time.perf_counter()
-        prepared = first()
-        second(prepared)
-        synchronize()
-        middle = time.perf_counter()
-        second(prepared)
-        synchronize()
-        return Seconds(2 * middle - start - time.perf_counter())
-
-    return torch.inference_mode()(call)
 
 
 class _Layers(nn.Module):
-    """One convolution for each map of the network, in the order in which the network asks for them."""
+    """One narrow convolution of ours for each map of the network, in the order in which the network asks for them."""
 
-    def __init__(self, stem: nn.Module, same: list[nn.Module], down: list[nn.Module], up: list[nn.Module]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.stem = stem
-        self.same, self.down, self.up = nn.ModuleList(same), nn.ModuleList(down), nn.ModuleList(up)
+        self.stem = SubMConv3d(6, WIDTH, kernel_size=5)
+        self.same = nn.ModuleList(SubMConv3d(WIDTH, WIDTH) for _ in range(LEVELS + 1))
+        self.down = nn.ModuleList(DownConv3d(WIDTH, WIDTH) for _ in range(LEVELS))
+        self.up = nn.ModuleList(UpConv3d(WIDTH, WIDTH) for _ in range(LEVELS))
 
-    def forward(self, x: Any, invert: Callable[[nn.Module, Any, Any], Any]) -> None:
+    def forward(self, x: SparseTensor) -> SparseTensor:
         x = self.stem(x)
         finer = []
-        for level in range(LEVELS):
+        for down, same in zip(self.down, self.same[:LEVELS], strict=True):
             finer.append(x)
-            x = self.same[level](self.down[level](x))
-        for layer in self.up:
-            x = invert(layer, x, finer.pop())
-        self.same[LEVELS](x)  # the decoder's 3^3 at full resolution
+            x = same(down(x))
+        for up in self.up:
+            x = up(x, finer.pop())
+        return self.same[LEVELS](x)  # the decoder's 3^3 at full resolution
 
 
 def _ours_net(points: PointBatch) -> Call:
-    layers = _Layers(
-        SubMConv3d(6, WIDTH, kernel_size=5),
-        [SubMConv3d(WIDTH, WIDTH) for _ in range(LEVELS + 1)],
-        [DownConv3d(WIDTH, WIDTH) for _ in range(LEVELS)],
-        [UpConv3d(WIDTH, WIDTH) for _ in range(LEVELS)],
-    ).to(device())
+    """Maps, and what a backend derives from them, are built by the layer that first needs them.
 
-    def first() -> SparseTensor:
-        assert points.grid_coord is not None
-        return SparseTensor.from_points(points.feat, points.grid_coord, points.batch, points.batch_size)[0]
+    So what is measured is the difference between a first and a second pass over the same voxels.
+    """
+    assert points.grid_coord is not None
+    layers, cells, batch = _Layers().to(device()), points.grid_coord, points.batch
 
-    return _first_minus_second(first, lambda x: layers(x, lambda layer, x, finer: layer(x, finer)))
+    @torch.inference_mode()
+    def call() -> Seconds:
+        synchronize()
+        start = time.perf_counter()
+        x, _ = SparseTensor.from_points(points.feat, cells, batch, points.batch_size)
+        layers(x)
+        synchronize()
+        middle = time.perf_counter()
+        layers(x)
+        synchronize()
+        return Seconds(2 * middle - start - time.perf_counter())
+
+    return call
 
 
 def _theirs_net(points: PointBatch) -> Call:
-    spconv, options = spconv_unet.import_spconv(), spconv_unet.conv_options()
-    options = options | {"bias": False}
-    keys = [*(f"level{level + 1}" for level in range(LEVELS)), "level0"]
-    layers = _Layers(
-        spconv.SubMConv3d(6, WIDTH, 5, padding=2, indice_key="stem", **options),
-        [spconv.SubMConv3d(WIDTH, WIDTH, 3, padding=1, indice_key=key, **options) for key in keys],
-        [spconv.SparseConv3d(WIDTH, WIDTH, 2, stride=2, indice_key=f"down{i}", **options) for i in range(LEVELS)],
-        [spconv.SparseInverseConv3d(WIDTH, WIDTH, 2, indice_key=f"down{3 - i}", **options) for i in range(LEVELS)],
-    ).to(device())
+    """The pair lists of the same layers, built by the functions that spconv's layers call."""
+    pairs = _pair_builder()
 
-    def first() -> Any:
-        return spconv.SparseConvTensor(points.feat, *spconv_unet.sites(points), points.batch_size)
+    def call() -> None:
+        index, shape = spconv_unet.sites(points)
+        pairs(index, points.batch_size, shape, 5, subm=True)
+        for level in range(LEVELS + 1):
+            pairs(index, points.batch_size, shape, 3, subm=True)
+            if level < LEVELS:  # the inverse convolution uses the same list
+                index = pairs(index, points.batch_size, shape, 2, subm=False)[0]
+                shape = [(size - 2) // 2 + 1 for size in shape]
 
-    return _first_minus_second(first, lambda x: layers(x, lambda layer, x, _: layer(x)))
+    return call
+
+
+def _pair_builder() -> Callable[..., Any]:
+    """Builds what a spconv layer of a size needs: lists of pairs, or on a GPU the table of its implicit GEMM."""
+    spconv_unet.import_spconv()
+    from spconv.core import ConvAlgo
+    from spconv.pytorch import ops
+
+    def pairs(index: Tensor, batch_size: int, shape: list[int], size: int, subm: bool) -> Any:
+        padding = size // 2 if subm else 0
+        geometry = ([size] * 3, [1 if subm else 2] * 3, [padding] * 3, [1] * 3, [0] * 3)
+        if index.device.type == "cpu" or size**3 > 32:  # its implicit GEMM has at most 32 offsets
+            return ops.get_indice_pairs(index, batch_size, shape, ConvAlgo.Native, *geometry, subm=subm)
+        algo = ConvAlgo.MaskImplicitGemm
+        return ops.get_indice_pairs_implicit_gemm(index, batch_size, shape, algo, *geometry, subm=subm, is_train=False)
+
+    return pairs
 
 
 # One convolution ------------------------------------------------------------------------------------------------------
@@ -142,15 +151,5 @@ def _ours_list(points: PointBatch, size: int) -> Call:
 
 
 def _theirs_list(points: PointBatch, size: int) -> Call:
-    spconv = spconv_unet.import_spconv()
-    from spconv.pytorch import ops
-
-    del spconv
-    options = spconv_unet.conv_options()
-    if not options:
-        from spconv.core import ConvAlgo
-
-        options = {"algo": ConvAlgo.Native}  # the list form; its implicit GEMM has a table of its own
-    index, shape = spconv_unet.sites(points)
-    geometry = ([size] * 3, [1] * 3, [size // 2] * 3, [1] * 3, [0] * 3)  # size, stride, padding, dilation, more padding
-    return lambda: ops.get_indice_pairs(index, points.batch_size, shape, options["algo"], *geometry, subm=True)
+    pairs, (index, shape) = _pair_builder(), spconv_unet.sites(points)
+    return lambda: pairs(index, points.batch_size, shape, size, subm=True)
