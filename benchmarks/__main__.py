@@ -80,7 +80,7 @@ def run(cases: list[Case], output: Path, repeats: int | None) -> None:
     load = load_average()
     if load is not None and load > 0.5:
         print(f"Load average {load:.1f}: other processes run here. Repetitions that they disturb are repeated.")
-    machine = measure_machine()
+    machine = results.best_rates(measure_machine())
     print(
         f"{torch.get_num_threads()} threads, best GEMM {machine.gemm / 1e9:.0f} Gflop/s, copy {machine.copy / 1e9:.1f} "
         f"GB/s, gather {machine.gather / 1e9:.1f} GB/s\n{HEADER}"

@@ -349,6 +349,14 @@ class Results:
             if self.data.get("format") != 1:
                 raise ValueError(f"Expected {path} to hold benchmark results of format 1. Give another --output.")
 
+    def best_rates(self, machine: Machine) -> Machine:
+        """The best rates that this file has seen with the same processor and threads: floors are what is possible."""
+        if self.data.get("machine", {}).get("cpu") != describe()["cpu"]:
+            return machine
+        threads = torch.get_num_threads()
+        seen = [found["rates"] for found in self.data["cases"].values() if found["threads"] == threads]
+        return Machine(**{name: max([rate, *(r[name] for r in seen)]) for name, rate in asdict(machine).items()})
+
     def add(self, result: dict[str, Any]) -> None:
         """Store a case's result, on disk before this returns."""
         self.data["machine"] = describe()

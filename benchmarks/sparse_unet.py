@@ -64,10 +64,10 @@ def cases() -> Iterator[Case]:
         )
 
 
-def make_model() -> Any:
-    """SparseUNet-34 without a head, with norms that are not at their initial values."""
+def make_model(**sizes: Any) -> Any:
+    """SparseUNet-34 (or other sizes) without a head, with norms that are not at their initial values."""
     torch.manual_seed(0)
-    model: Any = pz.create_model("sparseunet34", in_chans=6)
+    model: Any = pz.create_model("sparseunet34", in_chans=6, **sizes)
     with torch.no_grad():
         for module in model.modules():
             if hasattr(module, "running_var"):
@@ -81,9 +81,9 @@ def _ours(points: PointBatch, train: bool, dtype: torch.dtype = torch.float16) -
     return model_call(model, lambda: model.forward_features(points).feat, train, dtype)
 
 
-def _theirs(points: PointBatch, train: bool, check: bool = True) -> Call:
-    ours, points = make_model(), points.to(device())
-    peer = spconv_unet.SpconvUNet(6).to(device())
+def _theirs(points: PointBatch, train: bool, check: bool = True, **sizes: Any) -> Call:
+    ours, points = make_model(**sizes), points.to(device())
+    peer = spconv_unet.SpconvUNet(6, **sizes).to(device())
     peer.load_ours(ours.state_dict())
     forward = lambda: peer(points.feat, *spconv_unet.sites(points), points.batch_size)  # noqa: E731
     if check:

@@ -42,7 +42,8 @@ def case(name: str = "group/part", **options: Any) -> Case:
 def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "MIN_SECONDS", 0.0)  # one call per repetition
     monkeypatch.setattr(OtherLoad, "share", lambda self: 0.0)
-    monkeypatch.setattr(harness, "commit", lambda: "0123456789")  # asking git takes longer than all the rest
+    monkeypatch.setattr(harness.gc, "collect", lambda: 0)
+    monkeypatch.setattr(harness, "commit", lambda: "0123456789")  # these two take longer than all the rest
 
 
 # Ratios
@@ -208,6 +209,15 @@ def test_a_later_run_adds_to_the_file_and_replaces_what_it_measures_again(tmp_pa
         results.add(harness.run_case(case("c", ours=stated(ours)), MACHINE, repeats=1))
     stored = json.loads(output.read_text())["cases"]
     assert {name: found["ours"] for name, found in stored.items()} == {"a": 1.0, "b": 2.0, "c": 2.0}
+
+
+def test_floors_come_from_the_best_rates_that_were_seen(tmp_path: Path) -> None:
+    results = harness.Results(tmp_path / "cpu.json")
+    slow = Machine(gemm=1e11, copy=5e10, gather=1e9)
+    assert results.best_rates(slow) == slow
+    results.add(harness.run_case(case(), MACHINE))
+    best = harness.Results(tmp_path / "cpu.json").best_rates(slow)
+    assert best == Machine(gemm=MACHINE.gemm, copy=slow.copy, gather=MACHINE.gather)
 
 
 def test_results_of_another_format_are_not_overwritten(tmp_path: Path) -> None:
