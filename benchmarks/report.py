@@ -138,7 +138,7 @@ def floors_table(cases: Iterable[Case], found: dict[str, Result]) -> str:
     rows = []
     for case in cases:
         result = found.get(case.name, {})
-        if "floor" not in result:
+        if case.floor is None or "floor" not in result:
             continue
         floor, peer = result["floor"], result.get("theirs")
         away = f"{result['ours'] / floor:.1f} x"

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 import ponder_zoo as pz
 from ponder_zoo.structures import FeatureVolume, RayBundle, VolumeGrid
 
-from . import floors
 from .harness import Call, Case
 from .machine import device
 from .processes import steps_of_processes
@@ -33,7 +32,6 @@ def cases() -> Iterator[Case]:
             name=f"scaling/voxels/{count}",
             peer="none",
             ours=lambda count=count: _features(count),
-            floor=lambda machine, count=count: floors.sparse_unet(dense_scene(count), machine, train=False),
             repeats=repeats,
             items=count,
             unit="voxels",

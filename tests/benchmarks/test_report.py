@@ -13,7 +13,9 @@ from benchmarks import report
 from benchmarks.curves import write_curves
 from benchmarks.harness import Case
 
-CASE = Case("part/one", "a peer", ours=lambda: print, theirs=lambda: print, done=1.5, aim=2.0)
+CASE = Case(
+    "part/one", "a peer", ours=lambda: print, theirs=lambda: print, done=1.5, aim=2.0, floor=lambda machine: 0.1
+)
 
 
 def result(ratio: float = 2.0, date: str = "2026-11-01T10:00:00+00:00", **more: Any) -> dict[str, Any]:
