@@ -30,7 +30,8 @@ def write_curves(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     columns = min(2, len(panels))
     rows = -(-len(panels) // 2)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * WIDTH} {rows * HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{columns * WIDTH}" height="{rows * HEIGHT}" '
+        f'viewBox="0 0 {columns * WIDTH} {rows * HEIGHT}" '
         'font-family="Helvetica, Arial, sans-serif" font-size="12" role="img" aria-label="Scaling curves">',
         f'<rect width="{columns * WIDTH}" height="{rows * HEIGHT}" fill="#ffffff"/>',
     ]

@@ -37,7 +37,7 @@ def test_the_peer_computes_what_ours_does_and_trains(points: PointBatch) -> None
 def test_a_peer_that_differs_is_refused(points: PointBatch) -> None:
     model = sparse_unet.make_model(**SMALL)
     with pytest.raises(RuntimeError, match="should compute the same"):
-        sparse_unet._check_agreement(model, points, lambda: torch.zeros(len(points), 96))
+        sparse_unet._check_agreement(model, points, lambda: torch.zeros(len(points), 8))
 
 
 def test_a_missing_peer_is_an_import_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
