@@ -31,6 +31,7 @@ Side = Literal["ours", "theirs"]
 DISTURBED = 0.1  # share of the machine that other processes may take during a repetition
 MIN_SECONDS = 0.2  # of a repetition: shorter calls are made several times
 MAX_CALLS = 1000
+LONG = 3.0  # seconds of a first call after which one is warm-up enough
 
 
 @dataclass(frozen=True)
@@ -134,31 +135,33 @@ def repetition(call: Call, calls: int) -> Repetition:
 
 def _timed(call: Call, calls: int) -> float:
     """Seconds of `calls` calls; on a GPU those between two events on its stream."""
-    if device().type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(calls):
-            call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1000
-    measured = 0.0
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device().type == "cuda" else []
+    measured: list[Seconds] = []
+    for event in events[:1]:
+        event.record()
     start = time.perf_counter()
     for _ in range(calls):
         result = call()
         if isinstance(result, Seconds):
-            measured += result
-    return measured if measured > 0 else time.perf_counter() - start
+            measured.append(result)
+    seconds = time.perf_counter() - start
+    for event in events[1:]:
+        event.record()
+        event.synchronize()
+        seconds = events[0].elapsed_time(event) / 1000
+    return sum(measured) if measured else seconds
 
 
 def warm_up(call: Call) -> int:
-    """Call once or twice, and say how many calls make a repetition."""
-    call()
-    synchronize()
-    start = time.perf_counter()
-    call()
-    synchronize()
-    seconds = time.perf_counter() - start
+    """Call once, and again where that took little time; say how many calls make a repetition."""
+    for _ in range(2):
+        synchronize()
+        start = time.perf_counter()
+        call()
+        synchronize()
+        seconds = time.perf_counter() - start
+        if seconds > LONG:
+            return 1
     return max(1, min(MAX_CALLS, int(MIN_SECONDS / max(seconds, 1e-9)) + 1)) if seconds < MIN_SECONDS else 1
 
 
@@ -210,6 +213,8 @@ def run_case(case: Case, machine: Machine, *, repeats: int | None = None) -> dic
         "unit": case.unit,
     }
     result |= _memory(case) if case.metric == "memory" else _time(case)
+    if case.metric == "time":
+        result["per_second"] = case.items / result["ours"]
     if case.metric == "time" and case.floor is not None:
         result["floor"] = case.floor(machine)
         result["times_floor"] = result["ours"] / result["floor"]
@@ -379,7 +384,7 @@ def note(result: dict[str, Any]) -> str:
     if result.get("disturbed"):
         parts.append(f"{result['disturbed']} repetitions disturbed by other processes")
     if result["items"] != 1 and result["metric"] == "time":
-        parts.append(f"{result['items'] / result['ours']:.3g} {result['unit']}/s")
+        parts.append(f"{result['per_second']:.3g} {result['unit']}/s")
     return ", ".join(parts)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
+import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,17 @@ def use_device(name: str) -> None:
 def device() -> torch.device:
     """Where cases put their models and inputs."""
     return _device
+
+
+@contextlib.contextmanager
+def assumed_device(name: str) -> Iterator[None]:
+    """Let cases be listed as they are on a device that this machine need not have."""
+    global _device
+    before, _device = _device, torch.device(name)
+    try:
+        yield
+    finally:
+        _device = before
 
 
 def synchronize() -> None:
@@ -158,6 +172,13 @@ def _processor_times() -> tuple[float, float, float] | None:
     busy = user + nice + system + irq + softirq + steal
     own = os.times()
     return busy + idle + iowait, busy, own.user + own.system + own.children_user + own.children_system
+
+
+def free_port() -> int:
+    """A port on this machine that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def load_average() -> float | None:

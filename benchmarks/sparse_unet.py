@@ -22,13 +22,16 @@ TARGETS = {  # (done, aim)
     ("train", "thin"): (1.5, 1.8),
     ("train", "dense"): (1.6, 2.2),
 }
+GPU_TARGET = (1.2, 2.0)
+GPU_SECONDS = (0.004, 0.001)  # forward of 100 000 voxels in bf16
 AGREEMENT = 1e-4  # of the two outputs in float32, relative to the largest value
 
 
 def cases() -> Iterator[Case]:
     """Forward, forward + backward, and training memory, each on a thin and a dense scene."""
-    for (kind, scene), (done, aim) in TARGETS.items():
-        build = SCENES[scene]
+    gpu = device().type == "cuda"
+    for (kind, scene), target in TARGETS.items():
+        build, (done, aim) = SCENES[scene], GPU_TARGET if gpu else target
         yield Case(
             name=f"sparse_unet/{kind}/{scene}",
             peer=spconv_unet.describe_peer(),
@@ -38,6 +41,15 @@ def cases() -> Iterator[Case]:
             aim=aim,
             floor=lambda machine, build=build, kind=kind: floors.sparse_unet(build(), machine, train=kind == "train"),
             repeats=5,
+        )
+    if gpu:
+        yield Case(
+            name="sparse_unet/forward_bf16/dense",
+            peer="none; seconds",
+            ours=lambda: _ours(dense_scene(), train=False, dtype=torch.bfloat16),
+            done=GPU_SECONDS[0],
+            aim=GPU_SECONDS[1],
+            target_seconds=True,
         )
     for scene, build in SCENES.items():
         yield Case(
@@ -63,20 +75,20 @@ def make_model() -> torch.nn.Module:
     return model.to(device())
 
 
-def _ours(points: PointBatch, train: bool) -> Call:
+def _ours(points: PointBatch, train: bool, dtype: torch.dtype = torch.float16) -> Call:
     model, points = make_model().train(train), points.to(device())
-    return _call(model, lambda: model.forward_features(points).feat, train)
+    return model_call(model, lambda: model.forward_features(points).feat, train, dtype)
 
 
 def _theirs(points: PointBatch, train: bool, check: bool = True) -> Call:
     ours, points = make_model(), points.to(device())
-    peer = spconv_unet.SpconvUNet(6, device=device()).to(device())
+    peer = spconv_unet.SpconvUNet(6).to(device())
     peer.load_ours(ours.state_dict())
     forward = lambda: peer(points.feat, *spconv_unet.sites(points), points.batch_size)  # noqa: E731
     if check:
-        _check_agreement(ours, points, _call(peer.eval(), forward, train=False))
+        _check_agreement(ours, points, model_call(peer.eval(), forward, train=False))
     del ours
-    return _call(peer.train(train), forward, train)
+    return model_call(peer.train(train), forward, train)
 
 
 def _check_agreement(ours: torch.nn.Module, points: PointBatch, theirs: Call) -> None:
@@ -91,17 +103,19 @@ def _check_agreement(ours: torch.nn.Module, points: PointBatch, theirs: Call) ->
         )
 
 
-def _call(model: torch.nn.Module, forward: Callable[[], torch.Tensor], train: bool) -> Call:
-    """A forward pass, or a training step without the optimizer. Half precision on a GPU, for both sides."""
+def model_call(
+    model: torch.nn.Module, forward: Callable[[], torch.Tensor], train: bool, dtype: torch.dtype = torch.float16
+) -> Call:
+    """A forward pass, or a training step without the optimizer; on a GPU in half precision, on both sides."""
     cuda = device().type == "cuda"
 
     def infer() -> torch.Tensor:
-        with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=cuda):
+        with torch.inference_mode(), torch.autocast("cuda", dtype, enabled=cuda):
             return forward()
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", torch.float16, enabled=cuda):
+        with torch.autocast("cuda", dtype, enabled=cuda):
             out = forward()
         out.float().square().mean().backward()
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ponder_zoo.structures import PointBatch
 
+from ..machine import device
+
 CHANNELS = (32, 64, 128, 256, 256, 128, 96, 96)
 DEPTHS = (2, 3, 4, 6, 2, 2, 2, 2)
 MARGIN = 96  # spare cells at the upper end of the box, as in the official code
@@ -33,7 +35,7 @@ def spconv_version() -> str:
 
 def describe_peer() -> str:
     """The peer in words."""
-    return f"spconv {spconv_version() or '2.3'}, {'its best' if torch.cuda.is_available() else 'Native'}"
+    return f"spconv {spconv_version() or '2.3'}, {'Native' if device().type == 'cpu' else 'its best, fp16'}"
 
 
 def import_spconv() -> Any:
@@ -51,9 +53,9 @@ def import_spconv() -> Any:
     return spconv
 
 
-def conv_options(device: torch.device) -> dict[str, Any]:
+def conv_options() -> dict[str, Any]:
     """Native on a CPU, which has nothing else; on a GPU spconv's own choice."""
-    if device.type != "cpu":
+    if device().type != "cpu":
         return {}
     import_spconv()
     from spconv.core import ConvAlgo
@@ -118,10 +120,9 @@ class SpconvUNet(nn.Module):
         channels: Sequence[int] = CHANNELS,
         depths: Sequence[int] = DEPTHS,
         stem_channels: int = 32,
-        device: torch.device,
     ) -> None:
         super().__init__()
-        spconv, options = import_spconv(), conv_options(device)
+        spconv, options = import_spconv(), conv_options()
         stem = spconv.SubMConv3d(in_chans, stem_channels, 5, padding=1, bias=False, indice_key="stem", **options)
         self.stem = ConvNorm(stem, stem_channels)
         widths = [stem_channels, *channels[:4]]
