@@ -1,4 +1,4 @@
-"""ponder_zoo: 3D encoders pre-trained by differentiable rendering. Importing it costs nothing; using a model costs torch.
+"""3D encoders pre-trained by differentiable rendering. Importing the package costs nothing, using a model costs torch.
 
 Names below are imported when they are first used (PEP 562), so that `ponder-zoo --help` and the version come at once
 instead of after torch: in 0.1 s instead of 2 s (2 CPU cores, 2026-11; `tests/test_import.py` guards it).

@@ -1,6 +1,6 @@
 """Rays of posed images as the official code makes them, view by view, for all pixels of which 256 are then picked.
 
-Written from a description of that code, not from its text: integer pixel centres; directions normalised in the camera and
+Written from a description of that code, not from its text: integer pixel centres; directions normalised in camera and
 again in the world; the box test runs in NumPy on all pixels, from the first ray's origin, with components near zero
 replaced; pixels that miss the box lose their colour, depth and label; of those with depth a random subset is kept.
 """
