@@ -36,9 +36,12 @@ def move_scene(
             "Orthonormalize it, and pass a uniform factor as `scale`."
         )
     shift = np.asarray(translation, dtype=np.float64)
+    coord = _linear(scene.coord, scale * matrix)
+    # in place where `coord` is a new array already
+    coord = np.add(coord, shift.astype(coord.dtype), out=None if coord is scene.coord else coord)
     return replace(
         scene,
-        coord=_linear(scene.coord, scale * matrix) + shift.astype(scene.coord.dtype),
+        coord=coord,
         normal=None if scene.normal is None else _linear(scene.normal, matrix),
         views=None if scene.views is None else _move_views(scene.views, matrix, scale, shift),
     )

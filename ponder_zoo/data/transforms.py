@@ -154,8 +154,9 @@ class ElasticDistortion:
 
 def _smooth_noise(coord: NDArray[Any], granularity: float, rng: Generator) -> NDArray[np.float32]:
     """Gaussian noise on a grid of spacing `granularity`, blurred twice along each axis, looked up linearly: (N, 3)."""
-    low = coord.min(0) - granularity
-    size = ((coord - low).max(0) // granularity).astype(np.int64) + 3
+    lowest, highest = bounding_box(coord).astype(coord.dtype)
+    low = lowest - granularity
+    size = ((highest - low) // granularity).astype(np.int64) + 3
     noise = rng.standard_normal((*size, 3), dtype=np.float32)
     for axis in (0, 1, 2) * 2:
         padded = np.pad(noise, [(1, 1) if a == axis else (0, 0) for a in range(4)])

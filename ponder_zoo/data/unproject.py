@@ -137,6 +137,8 @@ def unproject(views: Views, *, name: str = "scene", max_points: int | None = Non
 
 
 def select_views(views: Views, index: NDArray[np.integer]) -> Views:
-    """Keep the given views, in the given order."""
+    """Keep the given views, in the given order; all of them in their own order are not copied."""
+    if np.array_equal(index, np.arange(len(views))):
+        return views
     kept: dict[str, Any] = {name: None if value is None else value[index] for name, value in vars(views).items()}
     return Views(**kept)
