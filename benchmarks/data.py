@@ -220,15 +220,15 @@ def _model_input(count: int) -> Call:
 
 
 def _loop(workers: int) -> Callable[[], object]:
-    """24 steps of one item each, with a product of matrices that takes one thread about as long as an item."""
+    """100 steps of one item each, with a product of matrices that takes about as long as an item."""
     rooms = [_room()]
     dataset = PretrainDataset(
         rooms, transform=pretrain_transforms(GRID_SIZE), input_views=7, target_views=5, volume_shape=(128, 128, 32)
     )
-    matrix = torch.rand(2000, 2000)
+    matrix = torch.rand(1000, 1000)
 
     def run() -> float:
-        sampler = StepSampler([1], 1, stop=24)
+        sampler = StepSampler([1], 1, stop=100)
         loader = make_loader([dataset], sampler, PretrainCollate(), workers=workers, pin_memory=False)
         return sum(float((matrix @ matrix)[0, 0]) for _ in loader)
 
