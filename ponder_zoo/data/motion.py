@@ -74,7 +74,7 @@ def bounding_box(coord: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def take_points(scene: Scene, rows: NDArray[np.integer]) -> Scene:
-    """Keep the given points, in the given order. Views stay as they are.
+    """Keep the points of the given rows (numbers, not a mask), in the given order. Views stay as they are.
 
     `inverse` follows a reordering; it is dropped (None) where points were left out, because some original points would
     have no row to stand for them.
