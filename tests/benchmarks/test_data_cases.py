@@ -39,8 +39,9 @@ def test_the_peer_hashes_cells_apart() -> None:
 def test_rays_of_the_peer_end_where_its_pixels_see_a_surface() -> None:
     views = data._views()
     assert views.segment is not None
-    pose = torch.from_numpy(views.cam_to_world)
-    image, depth = torch.from_numpy(views.color) / 255, torch.from_numpy(views.depth)
+    pose = torch.from_numpy(views.cam_to_world).clone()
+    pose[:, :3, 3] /= 8  # into the peer's unit cube
+    image, depth = torch.from_numpy(views.color) / 255, torch.from_numpy(views.depth) / 8
     segment, camera = torch.from_numpy(views.segment), torch.from_numpy(views.intrinsics)
     generator = torch.Generator().manual_seed(0)
     rays = official_rays(image, depth, segment, camera, torch.linalg.inv(pose), generator=generator, count=16)
