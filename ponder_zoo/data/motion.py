@@ -36,9 +36,12 @@ def move_scene(
             "Orthonormalize it, and pass a uniform factor as `scale`."
         )
     shift = np.asarray(translation, dtype=np.float64)
+    coord = _linear(scene.coord, scale * matrix)
+    # in place where `coord` is a new array already
+    coord = np.add(coord, shift.astype(coord.dtype), out=None if coord is scene.coord else coord)
     return replace(
         scene,
-        coord=_linear(scene.coord, scale * matrix) + shift.astype(scene.coord.dtype),
+        coord=coord,
         normal=None if scene.normal is None else _linear(scene.normal, matrix),
         views=None if scene.views is None else _move_views(scene.views, matrix, scale, shift),
     )
@@ -71,15 +74,18 @@ def bounding_box(coord: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def take_points(scene: Scene, rows: NDArray[np.integer]) -> Scene:
-    """Keep the given points, in the given order. Views stay as they are.
+    """Keep the points of the given rows (numbers, not a mask), in the given order. Views stay as they are.
 
     `inverse` follows a reordering; it is dropped (None) where points were left out, because some original points would
     have no row to stand for them.
     """
     columns = ("coord", "color", "normal", "intensity", "segment", "instance", "grid_coord")
     taken: dict[str, Any] = {
-        name: value[rows] for name in columns if (value := getattr(scene, name)) is not None
-    }  # indexing copies
+        # `take` copies rows three to five times faster than indexing does
+        name: value.take(rows, axis=0)
+        for name in columns
+        if (value := getattr(scene, name)) is not None
+    }
     if scene.inverse is not None:
         taken["inverse"] = _reordered(scene.inverse, rows, len(scene))
     return replace(scene, **taken)

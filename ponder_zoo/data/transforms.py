@@ -24,6 +24,7 @@ from .scene import Scene
 
 Transform = Callable[[Scene, Generator], Scene]
 Axis = Literal["x", "y", "z"]
+_CHUNK = 2**14  # points interpolated at a time, so that their eight neighbours' weights stay in the cache
 
 
 @dataclass(frozen=True)
@@ -153,19 +154,32 @@ class ElasticDistortion:
 
 def _smooth_noise(coord: NDArray[Any], granularity: float, rng: Generator) -> NDArray[np.float32]:
     """Gaussian noise on a grid of spacing `granularity`, blurred twice along each axis, looked up linearly: (N, 3)."""
-    low = coord.min(0) - granularity
-    size = ((coord - low).max(0) // granularity).astype(np.int64) + 3
+    lowest, highest = bounding_box(coord).astype(coord.dtype)
+    low = lowest - granularity
+    size = ((highest - low) // granularity).astype(np.int64) + 3
     noise = rng.standard_normal((*size, 3), dtype=np.float32)
     for axis in (0, 1, 2) * 2:
         padded = np.pad(noise, [(1, 1) if a == axis else (0, 0) for a in range(4)])
-        noise = np.stack([np.take(padded, np.arange(k, k + size[axis]), axis) for k in range(3)]).mean(0)
-    position = (coord - low) / granularity
-    cell = position.astype(np.int64)  # positive, and at most size - 2
-    fraction = (position - cell).astype(np.float32)
-    out = np.zeros(coord.shape, dtype=np.float32)
-    for corner in np.ndindex(2, 2, 2):
-        weight = np.where(corner, fraction, 1 - fraction).prod(1, keepdims=True)
-        out += weight * noise[tuple((cell + corner).T)]
+        before, here, after = (padded.take(np.arange(k, k + size[axis]), axis) for k in range(3))
+        noise = (before + here + after) / np.float32(3)
+    out = np.empty(coord.shape, dtype=np.float32)
+    for start in range(0, len(coord), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        out[rows] = _look_up(noise, (coord[rows] - low) / granularity)
+    return out
+
+
+def _look_up(grid: NDArray[np.float32], position: NDArray[Any]) -> NDArray[np.float32]:
+    """Linear interpolation of a grid (X, Y, Z, 3) at positions (N, 3) in cells, all inside: (N, 3)."""
+    cell = position.astype(np.int64)  # positive, and at most the grid's size - 2
+    upper = (position - cell).astype(np.float32).T  # (3, N) weight of the upper neighbour along each axis
+    weight = np.stack([1 - upper, upper])  # (2, 3, N)
+    stride = np.array([grid.shape[1] * grid.shape[2], grid.shape[2], 1])
+    values, lowest = grid.reshape(-1, 3), cell @ stride
+    out = np.zeros((len(position), 3), dtype=np.float32)
+    for x, y, z in np.ndindex(2, 2, 2):
+        share = weight[x, 0] * weight[y, 1] * weight[z, 2]
+        out += share[:, None] * values.take(lowest + np.array([x, y, z]) @ stride, axis=0)
     return out
 
 
@@ -296,7 +310,9 @@ class RandomDropout:
         if rng.random() >= self.p:
             return scene
         keep = max(1, int(len(scene) * (1 - self.ratio)))
-        return take_points(scene, np.sort(rng.choice(len(scene), keep, replace=False, shuffle=False)))
+        kept = np.zeros(len(scene), dtype=bool)
+        kept[rng.choice(len(scene), keep, replace=False, shuffle=False)] = True
+        return take_points(scene, np.flatnonzero(kept))  # a tenth of the time of sorting the rows
 
 
 @dataclass(frozen=True)
@@ -326,24 +342,29 @@ class SphereCrop:
         coord = scene.coord
         middle = coord[rng.integers(len(coord))] if self.center == "random" else bounding_box(coord).mean(0)
         distance = ((coord - middle) ** 2).sum(1)
-        return take_points(scene, np.sort(np.argpartition(distance, limit - 1)[:limit]))
+        kept = np.zeros(len(scene), dtype=bool)
+        kept[np.argpartition(distance, limit - 1)[:limit]] = True
+        return take_points(scene, np.flatnonzero(kept))
 
 
 @dataclass(frozen=True)
 class GridSample:
     """Keep one point per cell of `grid_size` metres; sets `grid_coord` (from zero) and `inverse` (paper Eq. 1).
 
-    `pick="random"` draws uniformly among the points of each cell; `"first"` takes the first, for evaluation.
+    `pick="random"` draws uniformly among the points of each cell; `"first"` takes the first, for evaluation. Without
+    `inverse` it is None, which saves what it costs where points are dropped anyway.
     """
 
     grid_size: float = 0.02
     pick: Literal["random", "first"] = "random"
+    inverse: bool = True
 
     def __call__(self, scene: Scene, rng: Generator) -> Scene:
         cells = _cells(scene, self.grid_size)
         count = cells.count.numpy()
         number = rng.integers(0, count) if self.pick == "random" else np.zeros_like(count)
-        return _one_per_cell(scene, cells, cells.pick(torch.from_numpy(number)).numpy())
+        sampled = _one_per_cell(scene, cells, cells.pick(torch.from_numpy(number)).numpy())
+        return replace(sampled, inverse=cells.inverse.numpy()) if self.inverse else sampled
 
 
 def grid_fragments(scene: Scene, grid_size: float = 0.02) -> list[tuple[Scene, NDArray[np.int64]]]:
@@ -352,7 +373,10 @@ def grid_fragments(scene: Scene, grid_size: float = 0.02) -> list[tuple[Scene, N
     The official test protocol: average predictions over the fragments onto the original points.
     """
     cells = _cells(scene, grid_size)
-    return [(_one_per_cell(scene, cells, rows), rows) for rows in sample_fragments(cells).numpy()]
+    inverse = cells.inverse.numpy()
+    return [
+        (replace(_one_per_cell(scene, cells, rows), inverse=inverse), rows) for rows in sample_fragments(cells).numpy()
+    ]
 
 
 def _cells(scene: Scene, grid_size: float) -> GridCells:
@@ -365,7 +389,7 @@ def _cells(scene: Scene, grid_size: float) -> GridCells:
 
 def _one_per_cell(scene: Scene, cells: GridCells, rows: NDArray[np.int64]) -> Scene:
     sampled = take_points(replace(scene, inverse=None, grid_coord=None), rows)
-    return replace(sampled, grid_coord=cells.grid_coord.numpy(), inverse=cells.inverse.numpy())
+    return replace(sampled, grid_coord=cells.grid_coord.numpy())
 
 
 # ---- presets
@@ -406,4 +430,4 @@ def _motions() -> tuple[Transform, ...]:
 
 
 def _sample(grid_size: float, *crop: Transform) -> tuple[Transform, ...]:
-    return (GridSample(grid_size), *crop, CenterShift(z=False), ShufflePoint())
+    return (GridSample(grid_size, inverse=False), *crop, CenterShift(z=False), ShufflePoint())

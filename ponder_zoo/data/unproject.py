@@ -13,17 +13,21 @@ from .scene import Scene, Views
 def pixel_directions(intrinsics: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
     """Point at z = 1 seen by each pixel, in camera axes: (V, 3, 3) -> (V, H, W, 3)."""
     k = intrinsics.astype(np.float64)[:, None, None]  # (V, 1, 1, 3, 3)
-    v, u = np.mgrid[:height, :width].astype(np.float64)
-    y = (v - k[..., 1, 2]) / k[..., 1, 1]
-    x = (u - k[..., 0, 2] - k[..., 0, 1] * y) / k[..., 0, 0]
-    return np.stack([x, y, np.ones_like(x)], axis=-1).astype(np.float32)
+    v, u = np.ogrid[:height, :width]
+    y = (v - k[..., 1, 2]) / k[..., 1, 1]  # (V, H, 1)
+    out = np.ones((len(k), height, width, 3), dtype=np.float32)
+    out[..., 0] = (u - k[..., 0, 2] - k[..., 0, 1] * y) / k[..., 0, 0]
+    out[..., 1] = y
+    return out
 
 
 def view_points(views: Views) -> NDArray[np.float32]:
     """World position of every pixel: (V, H, W, 3) metres. Pixels without depth give the camera's position."""
-    in_camera = pixel_directions(views.intrinsics, *views.depth.shape[1:]) * views.depth[..., None]
-    pose = views.cam_to_world[:, None]  # (V, 1, 4, 4)
-    return (in_camera @ pose[..., :3, :3].swapaxes(-1, -2) + pose[..., None, :3, 3]).astype(np.float32)
+    points = pixel_directions(views.intrinsics, *views.depth.shape[1:])
+    for image, depth, pose in zip(points, views.depth, views.cam_to_world, strict=True):  # one fits the cache
+        image *= depth[..., None]
+        image[...] = image @ pose[:3, :3].T + pose[:3, 3]
+    return points
 
 
 def view_normals(views: Views, *, radius: int = 2, edge: float = 0.05) -> NDArray[np.float32]:
@@ -117,11 +121,13 @@ def unproject(views: Views, *, name: str = "scene", max_points: int | None = Non
     normal = view_normals(views) if views.normal is None else views.normal
 
     def flat(image: NDArray[Any] | None, dtype: type) -> NDArray[Any] | None:
-        return None if image is None else image.reshape(-1, *image.shape[3:])[pixels].astype(dtype)
+        if image is None:
+            return None
+        return image.reshape(-1, *image.shape[3:]).take(pixels, axis=0).astype(dtype, copy=False)  # as in take_points
 
     return Scene(
         name=name,
-        coord=view_points(views).reshape(-1, 3)[pixels],
+        coord=view_points(views).reshape(-1, 3).take(pixels, axis=0),
         color=flat(views.color, np.float32),
         normal=flat(normal, np.float32),
         segment=flat(views.segment, np.int64),
@@ -131,6 +137,8 @@ def unproject(views: Views, *, name: str = "scene", max_points: int | None = Non
 
 
 def select_views(views: Views, index: NDArray[np.integer]) -> Views:
-    """Keep the given views, in the given order."""
+    """Keep the given views, in the given order; all of them in their own order are not copied."""
+    if np.array_equal(index, np.arange(len(views))):
+        return views
     kept: dict[str, Any] = {name: None if value is None else value[index] for name, value in vars(views).items()}
     return Views(**kept)

@@ -80,6 +80,13 @@ def test_a_cached_scene_equals_a_fresh_one(tmp_path: Path) -> None:
     assert_equal(cached[0], fresh)
 
 
+def test_a_cached_scene_is_read_without_drawing_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = SyntheticRooms("train", cache_dir=tmp_path, **SMALL)
+    fresh = rooms[0]
+    monkeypatch.setattr(rooms, "room", None)
+    assert_equal(rooms[0], fresh)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text"])
 def test_a_damaged_cache_file_is_made_again(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     rooms = SyntheticRooms("train", cache_dir=tmp_path, **SMALL)

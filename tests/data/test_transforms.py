@@ -12,7 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.interpolate import RegularGridInterpolator
 
+from ponder_zoo.data import transforms
 from ponder_zoo.data.motion import move_scene, take_points
 from ponder_zoo.data.scene import Scene
 from ponder_zoo.data.transforms import (
@@ -265,6 +267,38 @@ def test_grid_sample_has_one_point_per_cell_and_an_inverse(room: Scene) -> None:
         - np.floor(room.coord.astype(np.float64) / 0.1).astype(int).min(0),
         sampled.grid_coord,
     )
+
+
+def test_grid_sample_draws_every_point_of_a_cell_equally_often() -> None:
+    coord = np.repeat(np.array([[0.1, 0.1, 0.1], [0.9, 0.1, 0.1], [0.1, 0.9, 0.1]], np.float32), [2, 3, 7], axis=0)
+    scene = Scene("cells", coord, intensity=np.arange(12, dtype=np.float32)[:, None])
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([GridSample(0.5)(scene, rng).intensity[:, 0] for _ in range(4200)]).astype(int)
+    counts = np.bincount(drawn, minlength=12)
+    expected = 4200 / np.repeat([2, 3, 7], [2, 3, 7])
+    assert ((counts - expected) ** 2 / expected).sum() < 29.6  # chi-square, 9 degrees of freedom: p = 5e-4
+
+
+def test_grid_sample_without_the_inverse_is_the_same_but_for_it(room: Scene) -> None:
+    whole, bare = (GridSample(0.1, inverse=keep)(room, np.random.default_rng(0)) for keep in (True, False))
+    assert whole.inverse is not None and bare.inverse is None
+    assert np.array_equal(whole.coord, bare.coord) and np.array_equal(whole.grid_coord, bare.grid_coord)
+
+
+def test_elastic_distortion_does_not_depend_on_how_many_points_move_at_a_time(
+    room: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ElasticDistortion(p=1.0)(room, np.random.default_rng(0)).coord
+    monkeypatch.setattr(transforms, "_CHUNK", 100)
+    assert np.array_equal(whole, ElasticDistortion(p=1.0)(room, np.random.default_rng(0)).coord)
+
+
+def test_the_noise_of_a_distortion_is_looked_up_linearly() -> None:
+    grid = np.random.default_rng(0).random((3, 4, 5, 3), dtype=np.float32)
+    position = np.random.default_rng(1).random((50, 3)) * np.array([2, 3, 4]) * 0.999
+    x, y, z = (np.arange(n) for n in (3, 4, 5))
+    expected = RegularGridInterpolator((x, y, z), grid)(position)
+    np.testing.assert_allclose(transforms._look_up(grid, position), expected, atol=1e-6)
 
 
 def test_the_inverse_follows_a_shuffle_and_is_dropped_by_a_crop(room: Scene) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from benchmarks.peers import numpy_grid
+from ponder_zoo.ops import grid_sample
 from ponder_zoo.ops.grid_sample import grid_cells, grid_index, sample_fragments, sample_random
 
 
@@ -35,6 +38,36 @@ def test_cells_are_those_of_a_dictionary(seed: int, n: int, grid_size: float) ->
     }
     assert got == expected
     assert cells.grid_coord[cells.inverse].tolist() == index
+
+
+@pytest.mark.parametrize("offset", [0.0, 3000.0])  # int32 and int64 keys
+def test_cells_do_not_depend_on_how_many_points_are_computed_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, offset: float
+) -> None:
+    coord = torch.cat([cloud(0), cloud(1) + offset])
+    batch = torch.arange(800) % 3
+    for scenes in (None, batch):
+        whole = grid_cells(coord, 0.02, batch=scenes)
+        monkeypatch.setattr(grid_sample, "_CHUNK", 7)
+        pieces = grid_cells(coord, 0.02, batch=scenes)
+        monkeypatch.undo()
+        for name in ("grid_coord", "batch", "inverse", "order", "start", "count"):
+            assert torch.equal(getattr(whole, name), getattr(pieces, name))
+
+
+def test_coordinates_are_left_as_they_are() -> None:
+    coord = cloud(0).double()
+    before = coord.clone()
+    grid_cells(coord, 0.1), grid_index(coord, 0.1)
+    assert torch.equal(coord, before)
+
+
+def test_voxels_are_those_of_the_hash() -> None:
+    coord = cloud(7, 3000, scale=2.0)
+    cells = grid_cells(coord, 0.1)
+    rows, cell = numpy_grid.grid_sample(coord.numpy(), 0.1, np.random.default_rng(0))
+    assert {tuple(c) for c in cell.tolist()} == {tuple(c) for c in cells.grid_coord.tolist()}
+    assert len(cell) == len(cells) and len(rows) == len(np.unique(cells.inverse[rows].numpy()))
 
 
 def test_scenes_of_a_batch_get_the_cells_they_have_alone() -> None:

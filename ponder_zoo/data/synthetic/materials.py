@@ -186,7 +186,8 @@ def shade_albedo(
             mix[rows] = _pattern(
                 int(pattern), uv[rows], materials.period[m[rows]], materials.offset[m[rows]], footprint[rows]
             )
-    albedo = materials.base[m] + mix[:, None] * (materials.second[m] - materials.base[m])
+    base, second = (color.take(m, axis=0) for color in (materials.base, materials.second))
+    albedo = base + mix[:, None] * (second - base)
     coarse = noise(uv / np.float32(2.4) + shift) * materials.coarse[m]
     fine = noise(uv / np.float32(0.3) + shift) * materials.fine[m] * _fade(np.float32(0.06), footprint)
     return np.clip(albedo * (1 + 2 * coarse + 2 * fine)[:, None], 0.01, 0.98)
@@ -194,8 +195,9 @@ def shade_albedo(
 
 def surface_coordinates(primitives: Primitives, prim: NDArray[np.integer], position: Float, normal: Float) -> Float:
     """Metres along a surface, in the frame of its primitive: (N, 2)."""
-    rotation = primitives.rotation.astype(np.float32)[prim]
-    local = np.einsum("nji,nj->ni", rotation, position - primitives.texture_origin.astype(np.float32)[prim])
+    rotation = primitives.rotation.astype(np.float32).take(prim, axis=0)
+    origin = primitives.texture_origin.astype(np.float32).take(prim, axis=0)
+    local = np.einsum("nji,nj->ni", rotation, position - origin)
     facing = np.einsum("nji,nj->ni", rotation, normal)
     axis = np.abs(facing).argmax(1)
     half = primitives.half.astype(np.float32)[prim]

@@ -32,6 +32,8 @@ class Recording:
     exact_normal: NDArray[np.int16]  # (V, H, W, 3) of the primitives, times NORMAL_SCALE
     intrinsics: NDArray[np.float32]  # (V, 3, 3)
     cam_to_world: NDArray[np.float32]  # (V, 4, 4) as estimated; equal to the true ones with sensor "off"
+    segment_of: NDArray[np.int16]  # (P,) class of each primitive
+    instance_of: NDArray[np.int32]  # (P,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,8 @@ def record(
         exact_normal=np.round(exact.normal * NORMAL_SCALE).astype(np.int16),
         intrinsics=views.intrinsics,
         cam_to_world=views.cam_to_world,
+        segment_of=room.segment.astype(np.int16),
+        instance_of=room.primitives.instance.astype(np.int32),
     )
 
 

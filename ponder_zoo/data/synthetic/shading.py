@@ -67,7 +67,7 @@ def shade(
         strength = cosine / (square + np.float32(0.6))
         rows = np.flatnonzero(strength > 1e-3)
         if len(lights.casters):
-            rows = rows[lit(lights.casters, lifted[rows], lamp)]
+            rows = rows[lit(lights.casters, lifted.take(rows, axis=0), lamp)]
         light[rows] += strength[rows, None] * power.astype(np.float32)
     glow = materials.emission[materials.index[prim]][:, None] * materials.base[materials.index[prim]]
     return albedo * light + glow
