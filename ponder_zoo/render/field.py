@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, TypedDict, cast
 
 import torch
@@ -166,10 +167,12 @@ class SDFField(AbstractField):
             sdf, geometry = out[..., 0], out[..., 1:]
             normal = unit_vector(gradient) if self.rgb_normal == "unit" else gradient
             inputs = torch.cat([normal, *[second for _, second in halves], geometry], -1)
-            view = directions[:, :, None].expand_as(gradient)
-            rgb = self.rgb_mlp(torch.cat([inputs, view], -1), unit).sigmoid()
-            semantic = None if self.semantic_mlp is None else self.semantic_mlp(inputs, unit)
-            return FieldOutput(sdf=sdf, gradient=gradient, rgb=rgb, semantic=semantic)
+            rgb = self.rgb_mlp(inputs, unit, shared=directions[:, :, None]).sigmoid()
+            output = FieldOutput(sdf=sdf, gradient=gradient, rgb=rgb)
+            if self.semantic_mlp is None:
+                return output
+            last_inputs, last_layer = self.semantic_mlp.before_last(inputs, unit)
+            return replace(output, semantic_inputs=last_inputs, semantic_layer=last_layer)
 
     def _check(self, volume: Volumes) -> tuple[FeatureVolume, ...]:
         volumes = volume if isinstance(volume, tuple) else (volume,)
@@ -243,13 +246,29 @@ class InjectedMLP(nn.Module):
         self.inject = nn.ModuleList(nn.Linear(in_chans, hidden_dim) for _ in self.layers)
         self.position = nn.Linear(3, hidden_dim).requires_grad_(points_factor != 0.0)
 
-    def forward(self, feat: Tensor, unit: Tensor, outputs: int | None = None) -> Tensor:
-        """Features (..., in_chans) and normalised positions (..., 3) -> the first `outputs` of (..., out_chans)."""
-        return self._forward(feat, unit, outputs)[0]
+    def forward(self, feat: Tensor, unit: Tensor, outputs: int | None = None, shared: Tensor | None = None) -> Tensor:
+        """Features (..., in_chans) and normalised positions (..., 3) -> the first `outputs` of (..., out_chans).
+
+        `shared` (..., n) holds the last n features where they are the same along an axis, which it has at size 1.
+        """
+        return self._forward(feat, unit, outputs, shared)[0]
+
+    def before_last(self, feat: Tensor, unit: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Inputs (..., H) of the last layer, whose output is linear in them, and its weight (out_chans, H) and bias."""
+        layer, inject = self._linears()[-1]
+        weight, bias = layer.weight @ inject.weight, layer.weight @ inject.bias + layer.bias
+        if len(self.layers) > 1:
+            below = self._act(self._forward(feat, unit, None, None)[1][-1])
+            return torch.cat([feat, below], -1), (torch.cat([weight, layer.weight], 1), bias)
+        if self.points_factor == 0.0:
+            return feat, (weight, bias)
+        matrix = self.points_factor * layer.weight
+        weight, bias = torch.cat([weight, matrix @ self.position.weight], 1), bias + matrix @ self.position.bias
+        return torch.cat([feat, unit], -1), (weight, bias)
 
     def value_and_slope(self, feat: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The outputs, and the derivatives of the first with respect to `feat` and `unit` (None if not an input)."""
-        out, pre_activations = self._forward(feat, unit, None)
+        out, pre_activations = self._forward(feat, unit, None, None)
         *hidden_layers, (last, last_inject) = self._linears()
         slope = last.weight[0]  # d(out_0)/d(input of the layer): (hidden) for the last one, then (..., hidden)
         feat_slope = slope @ last_inject.weight
@@ -263,13 +282,20 @@ class InjectedMLP(nn.Module):
             unit_slope = (self.points_factor * (slope @ self.position.weight)).expand_as(unit)
         return out, feat_slope.expand_as(feat), unit_slope
 
-    def _forward(self, feat: Tensor, unit: Tensor, outputs: int | None) -> tuple[Tensor, list[Tensor]]:
+    def _forward(
+        self, feat: Tensor, unit: Tensor, outputs: int | None, shared: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
         pre_activations: list[Tensor] = []
         for index, (layer, inject) in enumerate(self._linears()):
             weight, bias = layer.weight, layer.bias
             if index == len(self.layers) - 1:
                 weight, bias = weight[:outputs], bias[:outputs]
-            hidden = F.linear(feat, weight @ inject.weight, weight @ inject.bias + bias)
+            matrix, bias = weight @ inject.weight, weight @ inject.bias + bias
+            if shared is None:
+                hidden = F.linear(feat, matrix, bias)
+            else:
+                own, common = matrix.split([feat.shape[-1], shared.shape[-1]], 1)
+                hidden = F.linear(feat, own) + F.linear(shared, common, bias)
             if index > 0:
                 hidden = hidden + F.linear(self._act(pre_activations[-1]), weight)
             elif self.points_factor != 0.0:
