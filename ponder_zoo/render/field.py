@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..ops.trilinear import sample_volume, sample_volume_with_gradient
 from ..structures import FeatureVolume, FieldOutput, VolumeGrid
+from .softplus_mlp import BETA, fast_softplus, softplus_mlp
 
 Volumes = FeatureVolume | tuple[FeatureVolume, ...]  # several resolutions of one scene; the first gives the box
 
@@ -146,7 +147,9 @@ class SDFField(AbstractField):
             volumes = self._check(volume)
             lower, extent = _box(volumes[0].grid, positions)
             unit = (positions - lower) / extent  # not moved into the box, as the official samplers do not either
-            feat = _join([self._halves(sample_volume(item, positions))[0] for item in volumes])
+            # Half the channels and one output: 1.9 x faster than all of them (2026-11, 2 CPU cores, 1280 x 96 positions).
+            used = [item.feat.shape[1] // (1 if self.share_volume else 2) for item in volumes]
+            feat = _join([sample_volume(v, positions, channels=c) for v, c in zip(volumes, used, strict=True)])
             return self.sdf_mlp(feat, unit, outputs=1)[..., 0]
 
     def forward(self, positions: Tensor, directions: Tensor, volume: Volumes) -> FieldOutput:
@@ -268,6 +271,17 @@ class InjectedMLP(nn.Module):
 
     def value_and_slope(self, feat: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The outputs, and the derivatives of the first with respect to `feat` and `unit` (None if not an input)."""
+        if len(self.layers) == 2 and self.activation == "softplus" and self.points_factor == 0.0:
+            (first, first_inject), (last, last_inject) = self._linears()
+            out, feat_slope = softplus_mlp(
+                feat.flatten(0, -2),
+                first.weight @ first_inject.weight,
+                first.weight @ first_inject.bias + first.bias,
+                last.weight @ last_inject.weight,
+                last.weight,
+                last.weight @ last_inject.bias + last.bias,
+            )
+            return out.view(*feat.shape[:-1], -1), feat_slope.view(feat.shape), None
         out, pre_activations = self._forward(feat, unit, None, None)
         *hidden_layers, (last, last_inject) = self._linears()
         slope = last.weight[0]  # d(out_0)/d(input of the layer): (hidden) for the last one, then (..., hidden)
@@ -307,10 +321,12 @@ class InjectedMLP(nn.Module):
         return cast("list[tuple[nn.Linear, nn.Linear]]", list(zip(self.layers, self.inject, strict=True)))
 
     def _act(self, x: Tensor) -> Tensor:
-        return F.softplus(x, beta=100.0) if self.activation == "softplus" else F.relu(x)
+        if self.activation == "relu":
+            return F.relu(x)
+        return F.softplus(x, beta=BETA) if torch.is_grad_enabled() else fast_softplus(x)
 
     def _act_slope(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(100.0 * x) if self.activation == "softplus" else (x > 0).to(x.dtype)
+        return torch.sigmoid(BETA * x) if self.activation == "softplus" else (x > 0).to(x.dtype)
 
 
 def unit_vector(vector: Tensor) -> Tensor:
