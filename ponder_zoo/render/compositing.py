@@ -60,4 +60,4 @@ def _semantic(weights: Tensor, field: FieldOutput) -> Tensor | None:
 
 
 def _sum(weights: Tensor, values: Tensor) -> Tensor:
-    return (weights[..., None, :] @ values.to(weights.dtype))[..., 0, :]  # (B, R, S), (B, R, S, D) -> (B, R, D)
+    return (weights[..., None] * values).sum(-2)  # (B, R, S), (B, R, S, D) -> (B, R, D)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..ops.trilinear import sample_volume, sample_volume_with_gradient
 from ..structures import FeatureVolume, FieldOutput, VolumeGrid
-from .softplus_mlp import BETA, fast_softplus, softplus_mlp
+from .softplus_mlp import BETA, sigmoid_and_softplus, softplus_mlp
 
 Volumes = FeatureVolume | tuple[FeatureVolume, ...]  # several resolutions of one scene; the first gives the box
 
@@ -167,11 +167,11 @@ class SDFField(AbstractField):
                 unit_slope,
                 volumes[0].grid,
             )
-            sdf, geometry = out[..., 0], out[..., 1:]
+            sdf, geometry = out.split([1, out.shape[-1] - 1], -1)
             normal = unit_vector(gradient) if self.rgb_normal == "unit" else gradient
             inputs = torch.cat([normal, *[second for _, second in halves], geometry], -1)
             rgb = self.rgb_mlp(inputs, unit, shared=directions[:, :, None]).sigmoid()
-            output = FieldOutput(sdf=sdf, gradient=gradient, rgb=rgb)
+            output = FieldOutput(sdf=sdf[..., 0], gradient=gradient, rgb=rgb)
             if self.semantic_mlp is None:
                 return output
             last_inputs, last_layer = self.semantic_mlp.before_last(inputs, unit)
@@ -191,8 +191,8 @@ class SDFField(AbstractField):
         """Features for the sdf and for the appearance."""
         if self.share_volume:
             return feat, feat
-        half = feat.shape[-1] // 2
-        return feat[..., :half], feat[..., half:]
+        first, second = feat.chunk(2, -1)  # one concatenation in the backward pass, where slices add two padded copies
+        return first, second
 
     def _normalise(self, positions: Tensor, grid: VolumeGrid) -> tuple[Tensor, Tensor]:
         """Positions to look up, metres, and the same normalised to [0, 1] within the box."""
@@ -309,7 +309,7 @@ class InjectedMLP(nn.Module):
                 hidden = F.linear(feat, matrix, bias)
             else:
                 own, common = matrix.split([feat.shape[-1], shared.shape[-1]], 1)
-                hidden = F.linear(feat, own) + F.linear(shared, common, bias)
+                hidden = _linear(feat, own) + F.linear(shared, common, bias)
             if index > 0:
                 hidden = hidden + F.linear(self._act(pre_activations[-1]), weight)
             elif self.points_factor != 0.0:
@@ -323,7 +323,7 @@ class InjectedMLP(nn.Module):
     def _act(self, x: Tensor) -> Tensor:
         if self.activation == "relu":
             return F.relu(x)
-        return F.softplus(x, beta=BETA) if torch.is_grad_enabled() else fast_softplus(x)
+        return F.softplus(x, beta=BETA) if torch.is_grad_enabled() else sigmoid_and_softplus(BETA * x)[1] / BETA
 
     def _act_slope(self, x: Tensor) -> Tensor:
         return torch.sigmoid(BETA * x) if self.activation == "softplus" else (x > 0).to(x.dtype)
@@ -332,6 +332,12 @@ class InjectedMLP(nn.Module):
 def unit_vector(vector: Tensor) -> Tensor:
     """Vector / length, smoothly zero at zero: derivatives stay below 1000 where a flat sdf has no normal."""
     return vector / (vector.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def _linear(feat: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear`, with at least 16 outputs inside: BLAS is slow at the gradients of three."""
+    few = len(weight)
+    return F.linear(feat, F.pad(weight, (0, 0, 0, 16 - few)))[..., :few] if few < 16 else F.linear(feat, weight)
 
 
 def _join(parts: list[Tensor]) -> Tensor:

@@ -1,9 +1,11 @@
 """phi_SDF with one hidden layer: its outputs and the gradient of the first, with a hand-written backward pass.
 
-    h = M f + m;   out = A f + W softplus(h) + a;   slope = d(out_0)/df = A_0 + (W_0 sigmoid(h)) M
+    h = M f + m;   out = A f + W softplus(h) + a;   slope = d(out_0)/df = A_0 + (W_0 sigmoid'(h)) M
 
-Autograd keeps h, softplus(h), sigmoid(h) and their product per sample (2 kB for 128 hidden units) and walks over each of
-them several times; here only f is kept, h is computed again, and one sigmoid serves everything.
+with softplus(h) = log(1 + exp(100 h)) / 100, whose derivative is sigmoid'(h) = sigmoid(100 h). Autograd keeps four values
+per hidden unit and sample and walks over them several times; here only f is kept, h is computed again, one sigmoid
+serves everything, and constant factors go into the matrices. Renderer forward and backward: 1.3 x faster (2026-11, 2 CPU
+cores, `benchmarks/render.py`). Test: `tests/render/test_softplus_mlp.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BETA = 100.0
+BLOCK = 4096  # rows at a time: what is computed per hidden unit stays in the second-level cache
 
 
 def softplus_mlp(f: Tensor, M: Tensor, m: Tensor, A: Tensor, W: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,21 +35,26 @@ def reference(f: Tensor, M: Tensor, m: Tensor, A: Tensor, W: Tensor, a: Tensor) 
     return out, A[0] + (W[0] * torch.sigmoid(BETA * h)) @ M
 
 
-def fast_softplus(h: Tensor) -> Tensor:
-    """log(1 + exp(beta h)) / beta, outside of autograd; in error by less than rounding of 1 / beta.
+def sigmoid_and_softplus(h: Tensor) -> tuple[Tensor, Tensor]:
+    """sigmoid(h) and log(1 + exp(h)), outside of autograd; overwrites h.
 
-    4 x faster than `F.softplus` on a CPU (2026-11), whose log1p is not vectorised.
+    As h - log(sigmoid(h)): 4 x faster than `F.softplus` on a CPU (2026-11), whose log1p is slow, and as exact as h is.
     """
-    return h.abs().mul_(-BETA).exp_().add_(1.0).log_().div_(BETA).add_(h.clamp(min=0.0))
+    s = torch.sigmoid(h).clamp_(min=torch.finfo(h.dtype).tiny)
+    return s, h.sub_(s.log()).clamp_(min=0.0)
 
 
 class _SoftplusMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, f: Tensor, M: Tensor, m: Tensor, A: Tensor, W: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(f, M, m, A, W, a)
-        h = torch.addmm(m, f, M.T)
-        out = torch.addmm(a, f, A.T).addmm_(fast_softplus(h), W.T)
-        return out, torch.addmm(A[0], h.mul_(BETA).sigmoid_().mul_(W[0]), M)
+        out, slope = f.new_empty(len(f), len(W)), f.new_empty(f.shape)
+        M_beta, m_beta, W_beta, S = BETA * M, BETA * m, W / BETA, W[0, :, None] * M
+        for rows in _blocks(f):
+            s, softplus = sigmoid_and_softplus(torch.addmm(m_beta, f[rows], M_beta.T))
+            torch.addmm(a, f[rows], A.T, out=out[rows]).addmm_(softplus, W_beta.T)
+            torch.addmm(A[0], s, S, out=slope[rows])
+        return out, slope
 
     @staticmethod
     def backward(ctx: Any, g_out: Tensor, g_slope: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -55,18 +63,26 @@ class _SoftplusMLP(torch.autograd.Function):
             wanted = [value for value, need in zip(inputs, ctx.needs_input_grad, strict=True) if need]
             grads = iter(torch.autograd.grad(reference(*inputs), wanted, (g_out, g_slope), create_graph=True))
             return tuple(next(grads) if need else None for need in ctx.needs_input_grad)
-        f, M, m, A, W, a = inputs
-        g_out, g_slope = g_out.contiguous(), g_slope.contiguous()
-        h = torch.addmm(m, f, M.T)
-        g_W = g_out.T @ fast_softplus(h)
-        s = h.mul_(BETA).sigmoid_()
-        g_s = g_slope @ M.T  # times W_0 it is the gradient of s
-        g_W[0] += torch.einsum("ph,ph->h", s, g_s)
-        g_M = (s * W[0]).T @ g_slope
-        # g_h = s (g_softplus + beta (1 - s) W_0 g_s)
-        g_h = torch.rsub(s, 1.0).mul_(g_s).mul_(BETA * W[0]).addmm_(g_out, W).mul_(s)
-        g_M.addmm_(g_h.T, f)
+        f, M, m, A, W, _ = inputs
+        M_beta, m_beta, S_beta = BETA * M, BETA * m, BETA * W[0, :, None] * M
+        g_f, g_h_f, s_slope = torch.empty_like(f), torch.zeros_like(M), torch.zeros_like(M)
+        g_W, g_m = torch.zeros_like(W), torch.zeros_like(m)
+        for rows in _blocks(f):
+            x, g, u = f[rows], g_out[rows], g_slope[rows]
+            s, softplus = sigmoid_and_softplus(torch.addmm(m_beta, x, M_beta.T))
+            g_W.addmm_(g.T, softplus)
+            s_slope.addmm_(s.T, u)
+            g_h = u @ S_beta.T  # then s (W^T g + (1 - s) S_beta u)
+            g_h.addcmul_(g_h, s, value=-1.0).addmm_(g, W).mul_(s)
+            torch.mm(g, A, out=g_f[rows]).addmm_(g_h, M)
+            g_h_f.addmm_(g_h.T, x)
+            g_m += g_h.sum(0)
+        g_W.div_(BETA)[0] += (s_slope * M).sum(1)
         g_A = g_out.T @ f
         g_A[0] += g_slope.sum(0)
-        g_f = (g_out @ A).addmm_(g_h, M)
-        return g_f, g_M, g_h.sum(0), g_A, g_W, g_out.sum(0)
+        return g_f, g_h_f.addcmul_(s_slope, W[0, :, None]), g_m, g_A, g_W, g_out.sum(0)
+
+
+def _blocks(f: Tensor) -> list[slice]:
+    size = BLOCK if f.device.type == "cpu" else max(len(f), 1)
+    return [slice(start, start + size) for start in range(0, len(f), size)]
