@@ -1,11 +1,11 @@
 """One buffer for the gradient of a table that is looked up many times.
 
 Autograd gives every lookup a gradient of the size of the whole table (268 MB for an official volume) and adds them up.
-Rendering looks up each volume twice per chunk of rays: here all lookups of a backward pass add the rows that they touch to
-one buffer, which becomes the gradient when the last of them is done. First derivatives only.
+Rendering looks up each volume twice per chunk of rays: here all lookups of a backward pass add the rows that they touch
+to one buffer, which becomes the gradient when the last of them is done. First derivatives only.
 
-What it buys (2026-11, 2 CPU cores, 1280 rays of 132 samples, see `benchmarks/render.py`): without it rays cannot be
-rendered in chunks, and even in one piece it saves two of three volumes of gradients. Test: `tests/ops/test_gradient_pool.py`.
+Chunks of rays need this: without it each of ten chunks would fill two volumes of gradients, 50 ms each (2026-11, 2 CPU
+cores, `benchmarks/render.py`). Test: `tests/ops/test_gradient_pool.py`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class GradientPool:
         """Add weight[p, k] value[p] to the first columns of row index[p, k], for weight (P, K) and value (P, C')."""
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "Rays were rendered in chunks, which gives first derivatives only, but create_graph=True asks for more. "
-                "Set the renderer's `samples_per_chunk` to 0."
+                "Rays were rendered in chunks, which gives first derivatives only, but create_graph=True asks for "
+                "more. Set the renderer's `samples_per_chunk` to 0."
             )
         if self._total is None:
             self._total = torch.zeros_like(self._like)

@@ -40,7 +40,7 @@ def sigmoid_and_softplus(h: Tensor) -> tuple[Tensor, Tensor]:
 
     As h - log(sigmoid(h)): 4 x faster than `F.softplus` on a CPU (2026-11), whose log1p is slow, and as exact as h is.
     """
-    s = torch.sigmoid(h).clamp_(min=torch.finfo(h.dtype).tiny)
+    s = torch.sigmoid(h).clamp_(min=1e-30)  # no denormal numbers, which are slow
     return s, h.sub_(s.log()).clamp_(min=0.0)
 
 
