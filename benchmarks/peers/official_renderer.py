@@ -3,7 +3,7 @@
 Written from descriptions of what the official code computes, in its order and layout: one scene at a time, a
 channel-first volume, every head evaluated at every sample, linear layers in sequence although nothing lies between
 them, passes of the position computed and multiplied by 0.0, the sdf's gradient by autograd with `create_graph`, an
-importance pass over all channels and outputs, and a normal map that no loss uses. The trilinear lookup comes in two forms:
+importance pass over all channels and outputs, and a normal map that no loss uses. The lookup comes in two forms:
 
     naive   eight gathers and plain autograd
     good    a function with hand-written forward, backward and double backward on channel-last memory, as the three

@@ -78,13 +78,18 @@ class PooledVolume(FeatureVolume):
 
 
 def pool_gradients(volume: FeatureVolume) -> FeatureVolume:
-    """The same volume, in float32 or better and channel-last, with pooled gradients if it has any."""
+    """The same volume ready for lookups, with pooled gradients if it has any."""
+    volume = ready_for_lookups(volume)
+    if not (volume.feat.requires_grad and torch.is_grad_enabled()):
+        return volume
+    pool = GradientPool(table_of(volume.feat))
+    return PooledVolume(_Pool.apply(volume.feat, pool), volume.grid, pool)  # pyright: ignore[reportArgumentType]
+
+
+def ready_for_lookups(volume: FeatureVolume) -> FeatureVolume:
+    """The same volume in float32 or better and channel-last, so that not every lookup has to copy it."""
     dtype = torch.promote_types(volume.feat.dtype, torch.float32)
-    feat = volume.feat.to(dtype).contiguous(memory_format=torch.channels_last_3d)
-    if not (feat.requires_grad and torch.is_grad_enabled()):
-        return replace(volume, feat=feat)
-    pool = GradientPool(table_of(feat))
-    return PooledVolume(_Pool.apply(feat, pool), volume.grid, pool)  # pyright: ignore[reportArgumentType]
+    return replace(volume, feat=volume.feat.to(dtype).contiguous(memory_format=torch.channels_last_3d))
 
 
 def table_of(feat: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..ops.gradient_pool import pool_gradients
+from ..ops.gradient_pool import pool_gradients, ready_for_lookups
 from ..structures import FeatureVolume, FieldOutput, RayBundle, RaySamples, RenderOutput
 from .compositing import composite, render_weights
 from .field import AbstractField, Volumes
@@ -46,6 +46,7 @@ class AbstractSurfaceRenderer(nn.Module, abc.ABC):
         """Render rays; a tuple of volumes holds several resolutions of the same scenes."""
         with torch.autocast(rays.origins.device.type, enabled=False):
             rays = _without_padding(rays)
+            volume = _map_volumes(ready_for_lookups, volume)
             with torch.no_grad():
                 samples = self.sample(rays, volume)
             return self.render_samples(samples, rays.valid, volume)

@@ -9,8 +9,7 @@ from ponder_zoo.render.softplus_mlp import BETA, reference, sigmoid_and_softplus
 
 
 def arguments(num_rows: int, scale: float = 1.0) -> tuple[Tensor, ...]:
-    I, H, O = 3, 5, 4
-    shapes = ((num_rows, I), (H, I), (H,), (O, I), (O, H), (O,))
+    shapes = ((num_rows, 3), (5, 3), (5,), (4, 3), (4, 5), (4,))  # f, M, m, A, W, a
     return tuple((scale * torch.randn(shape, dtype=torch.float64)).requires_grad_() for shape in shapes)
 
 
