@@ -23,7 +23,8 @@ import ponder_zoo as pz
 from ponder_zoo.losses.render import RenderLossWeights, render_loss
 from ponder_zoo.structures import FeatureVolume, PointBatch, SceneInput, VolumeGrid
 from ponder_zoo.train.optim import make_optimizer
-from ponder_zoo.volume import densify_official, official_lookup_grid
+from ponder_zoo.volume import official_lookup_grid
+from ponder_zoo.volume.densify import occupied_cells_official
 
 from .harness import Call, Case
 from .machine import device, synchronize
@@ -95,9 +96,11 @@ class Step:
         points = parts.encoder.forward_features(scene.points)
         mark("encoder forward")
         watch(points.feat, "densify backward")
-        volume = densify_official(points, scene.grid, scene.metres_per_unit)  # type: ignore[arg-type]
+        volume = occupied_cells_official(points, scene.grid, scene.metres_per_unit)  # type: ignore[arg-type]
+        assert volume is not None
         mark("densify forward")
-        feat = parts.unet(watch(volume.feat, "dense U-Net backward"))
+        watch(volume.feat, "dense U-Net backward")
+        feat = parts.unet(volume)
         mark("dense U-Net forward")
         volume = FeatureVolume(watch(feat, "renderer backward"), official_lookup_grid(scene.grid))
         output = self.model.renderer(self.inputs.rays, volume)
