@@ -66,7 +66,7 @@ class PointVolumeEncoder(AbstractVolumeEncoder):
         points = scene.points if self.mask is None else self.mask(scene.points)
         features = self.encoder.forward_features(points)  # pyright: ignore[reportCallIssue]
         # On a CPU the U-Net gets the occupied cells alone, which halves its arithmetic (see `occupied.py`).
-        sparse = features.feat.device.type == "cpu" and isinstance(self.unet, UNet3D) and self.unet.shortcut is None
+        sparse = features.feat.device.type == "cpu" and isinstance(self.unet, UNet3D)
         if self.cells == "metric":
             volume = occupied_cells(features, scene.grid) if sparse else densify(features, scene.grid).feat
             return FeatureVolume(self.unet(volume), scene.grid)

@@ -23,9 +23,11 @@ def make_grid(dtype: torch.dtype = torch.float64) -> VolumeGrid:
     return VolumeGrid(torch.tensor([[[0.0] * 3, [1.0] * 3]] * 2, dtype=dtype), SHAPE)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_network_gives_the_numbers_gradients_and_statistics_of_the_dense_volume(training: bool) -> None:
-    unet = UNet3D(5, 3, channels=(4, 6)).double().train(training)
+@pytest.mark.parametrize(("training", "outputs", "shortcut"), [(True, 3, False), (False, 3, True), (True, 5, True)])
+def test_the_network_gives_the_numbers_gradients_and_statistics_of_the_dense_volume(
+    training: bool, outputs: int, shortcut: bool
+) -> None:
+    unet = UNet3D(5, outputs, channels=(4, 6), shortcut=shortcut).double().train(training)
     norm = unet.encoder[0].norm  # type: ignore[union-attr]
     with torch.no_grad():
         for value in (norm.weight, norm.bias, norm.running_mean):  # type: ignore[union-attr]
@@ -65,7 +67,8 @@ def test_an_empty_scene_is_a_constant_volume() -> None:
 
 
 def test_what_the_sparse_layer_cannot_do_goes_through_the_dense_one() -> None:
-    unet = UNet3D(5, 5, channels=(4, 6), shortcut=True).double()
+    unet = UNet3D(5, 5, channels=(4, 6)).double()
+    unet.encoder[0].norm = torch.nn.GroupNorm(1, 5).double()  # type: ignore[union-attr]
     points = make_points(torch.randn(30, 5, dtype=torch.float64))
     cells = occupied_cells(points, make_grid())
     assert not unet.takes_occupied(cells)
