@@ -31,7 +31,9 @@ class AbstractSurfaceRenderer(nn.Module, abc.ABC):
     sampler_frame: Literal["metres", "official"]  # official: the importance sampler's lookup is not normalised
     background: float  # grey level where rays meet nothing
     depth_at: Literal["start", "middle"]  # where in its interval `alpha` puts the opacity
-    recompute: bool = False  # drop what the field computed and compute it again in the backward pass: half the memory
+    recompute: bool = (
+        False  # compute the inner tensors of a chunk again in the backward pass: 4 % less memory, 1.3 x slower
+    )
     samples_per_chunk: int | None = None  # 0: all rays in one pass; None: 16,384 on a CPU, one pass elsewhere
 
     @abc.abstractmethod
