@@ -178,7 +178,7 @@ def semantic_loss(
             'Pass the table of class embeddings (K, D), or use semantic_rule="classes".'
         )
     if class_embeddings is not None:
-        table = class_embeddings.float()
+        table = class_embeddings.to(predicted.dtype)
         predicted = F.normalize(predicted, dim=-1) / weights.temperature
         if weights.semantic_rule == "rays":  # unlabelled rays are zero rows
             table = table[row] * (segment >= 0)[:, None]

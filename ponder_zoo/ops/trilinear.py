@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from ..structures import FeatureVolume, VolumeGrid
+from .gradient_pool import PooledVolume, RowSums, pooled_dot, pooled_gather, table_of
 from .rows import dot_rows, gather_rows
 
 
-def sample_volume(volume: FeatureVolume, positions: Tensor) -> Tensor:
+def sample_volume(volume: FeatureVolume, positions: Tensor, channels: int | None = None) -> Tensor:
     """Interpolate the features of a volume: positions (B, R, S, 3) in metres -> (B, R, S, C).
 
     Cells outside the grid count as zero, as in `F.grid_sample` with zero padding: the result fades to zero around the
     box (within half a cell for `align="centers"`, within a whole one for "corners") and is zero beyond. It is computed
     in float32 or better, whatever the dtype of the volume. Differentiable in `volume.feat` and `positions` to any
     order, not in `volume.grid.bounds`. Fastest where `volume.feat` is `channels_last_3d`; otherwise it is copied.
+    `channels` reads the first so many only.
 
     Example:
         >>> grid = VolumeGrid(torch.tensor([[[0.0, 0.0, 0.0], [4.0, 2.0, 2.0]]]), (4, 2, 2))
@@ -30,7 +32,7 @@ def sample_volume(volume: FeatureVolume, positions: Tensor) -> Tensor:
         tensor([[[[1.7500]]]])
     """
     table, index, weight, _ = _locate(volume, positions, slopes=False)
-    return gather_rows(table, index, weight).view(*positions.shape[:-1], table.shape[1])
+    return gather_rows(table, index, weight, channels).view(*positions.shape[:-1], channels or table.shape[1])
 
 
 def sample_volume_with_gradient(volume: FeatureVolume, positions: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -55,13 +57,19 @@ def sample_volume_with_gradient(volume: FeatureVolume, positions: Tensor) -> tup
     """
     table, index, weight, slope = _locate(volume, positions, slopes=True)
     shape = positions.shape
+    pool = volume.pool if isinstance(volume, PooledVolume) else None
+    if pool is None:
+        feat = gather_rows(table, index, weight)
+    else:
+        sums = RowSums(index)
+        feat = pooled_gather(table, sums, weight, pool)
 
     def gradient(feat_gradient: Tensor) -> Tensor:
         value = feat_gradient.flatten(0, -2).to(table.dtype)
-        along = dot_rows(table, index, value)  # (P, 8)
+        along = dot_rows(table, index, value) if pool is None else pooled_dot(table, sums, value, pool)  # (P, 8)
         return (along[..., None] * slope).sum(1).view(shape)
 
-    return gather_rows(table, index, weight).view(*shape[:-1], table.shape[1]), gradient
+    return feat.view(*shape[:-1], table.shape[1]), gradient
 
 
 def _locate(volume: FeatureVolume, positions: Tensor, *, slopes: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,7 +86,7 @@ def _locate(volume: FeatureVolume, positions: Tensor, *, slopes: bool) -> tuple[
             "Move the axes of the features, or build the grid with their shape."
         )
     dtype = torch.promote_types(torch.promote_types(feat.dtype, positions.dtype), torch.float32)
-    table = feat.to(dtype).movedim(1, -1).reshape(-1, feat.shape[1])  # a view where feat is channels_last_3d
+    table = table_of(feat.to(dtype))
     lower, upper = grid.bounds.detach().to(dtype).unbind(1)  # (B, 3)
     axes = [_neighbours(positions[..., a].to(dtype), lower[:, a], upper[:, a], grid, a) for a in range(3)]
     (x, weight_x, slope_x), (y, weight_y, slope_y), (z, weight_z, slope_z) = axes  # each (P, 2)

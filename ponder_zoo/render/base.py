@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ..ops.gradient_pool import pool_gradients, ready_for_lookups
 from ..structures import FeatureVolume, FieldOutput, RayBundle, RaySamples, RenderOutput
 from .compositing import composite, render_weights
 from .field import AbstractField, Volumes
@@ -28,6 +31,10 @@ class AbstractSurfaceRenderer(nn.Module, abc.ABC):
     sampler_frame: Literal["metres", "official"]  # official: the importance sampler's lookup is not normalised
     background: float  # grey level where rays meet nothing
     depth_at: Literal["start", "middle"]  # where in its interval `alpha` puts the opacity
+    recompute: bool = (
+        False  # compute the inner tensors of a chunk again in the backward pass: 4 % less memory, 1.3 x slower
+    )
+    samples_per_chunk: int | None = None  # 0: all rays in one pass; None: 16,384 on a CPU, one pass elsewhere
 
     @abc.abstractmethod
     def sample(self, rays: RayBundle, volume: Volumes) -> RaySamples:
@@ -41,12 +48,39 @@ class AbstractSurfaceRenderer(nn.Module, abc.ABC):
         """Render rays; a tuple of volumes holds several resolutions of the same scenes."""
         with torch.autocast(rays.origins.device.type, enabled=False):
             rays = _without_padding(rays)
+            volume = _map_volumes(ready_for_lookups, volume)
             with torch.no_grad():
                 samples = self.sample(rays, volume)
             return self.render_samples(samples, rays.valid, volume)
 
     def render_samples(self, samples: RaySamples, valid: Tensor, volume: Volumes) -> RenderOutput:
         """Render from given samples; `valid` (B, R) as in a RayBundle."""
+        with torch.autocast(samples.origins.device.type, enabled=False):
+            moving = samples.origins.requires_grad or samples.directions.requires_grad or samples.t_starts.requires_grad
+            chunks = self._chunks(samples.t_starts)
+            if moving or len(chunks) == 1:
+                return self._render(samples, valid, volume)
+            pooled = _map_volumes(pool_gradients, volume)
+            parts = []
+            for rays in chunks:
+                inputs = samples.map(lambda value, rays=rays: value[:, rays]), valid[:, rays], pooled
+                if self.recompute:
+                    part = checkpoint(self._render, *inputs, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    part = self._render(*inputs)
+                parts.append(part)
+            return dataclasses.replace(_join_rays(parts), samples=samples)
+
+    def _chunks(self, t: Tensor) -> list[slice]:
+        """Which rays to render together, by their samples (B, R, S)."""
+        B, R, S = t.shape
+        per_chunk = self.samples_per_chunk
+        if per_chunk is None:
+            per_chunk = 2**14 if t.device.type == "cpu" else 0
+        rays = max(per_chunk // max(B * S, 1), 1) if per_chunk > 0 else max(R, 1)
+        return [slice(start, start + rays) for start in range(0, max(R, 1), rays)]
+
+    def _render(self, samples: RaySamples, valid: Tensor, volume: Volumes) -> RenderOutput:
         with torch.autocast(samples.origins.device.type, enabled=False):
             field = self.field(samples.positions, samples.directions, volume)
             alpha = self.alpha(samples, field)
@@ -61,7 +95,23 @@ class AbstractSurfaceRenderer(nn.Module, abc.ABC):
         positions = rays.origins[:, :, None] + t[..., None] * rays.directions[:, :, None]
         if self.sampler_frame == "official":
             positions = as_if_normalised(positions, volume if isinstance(volume, FeatureVolume) else volume[0])
-        return self.field.sdf(positions, volume)
+        parts = [self.field.sdf(positions[:, rays], volume) for rays in self._chunks(t)]
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def _map_volumes(function: Callable[[FeatureVolume], FeatureVolume], volume: Volumes) -> Volumes:
+    return tuple(map(function, volume)) if isinstance(volume, tuple) else function(volume)
+
+
+def _join_rays(parts: list[Any]) -> Any:
+    """Concatenate structures along the axis of rays, field by field."""
+    first = parts[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return torch.cat(parts, 1)
+    names = [field.name for field in dataclasses.fields(first)]
+    return type(first)(**{name: _join_rays([getattr(part, name) for part in parts]) for name in names})
 
 
 def _without_padding(rays: RayBundle) -> RayBundle:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,10 +46,18 @@ def composite(
             opacity=opacity.clamp(max=1.0),  # the sum of the weights is at most 1 up to rounding
             weights=weights,
             samples=samples,
-            field=field,
-            semantic=None if field.semantic is None else _sum(weights, field.semantic),
+            field=replace(field, semantic_inputs=None, semantic_layer=None),
+            semantic=_semantic(weights, field),
         )
 
 
+def _semantic(weights: Tensor, field: FieldOutput) -> Tensor | None:
+    """sum_i w_i (M x_i + b) = M (sum_i w_i x_i) + b sum_i w_i, exactly: the last layer runs per ray, not per sample."""
+    if field.semantic_inputs is None or field.semantic_layer is None:
+        return None
+    matrix, bias = field.semantic_layer
+    return F.linear(_sum(weights, field.semantic_inputs), matrix) + weights.sum(-1, keepdim=True) * bias
+
+
 def _sum(weights: Tensor, values: Tensor) -> Tensor:
-    return (weights[..., None, :] @ values.to(weights.dtype))[..., 0, :]  # (B, R, S), (B, R, S, D) -> (B, R, D)
+    return (weights[..., None] * values).sum(-2)  # (B, R, S), (B, R, S, D) -> (B, R, D)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal, TypedDict, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ..ops.trilinear import sample_volume, sample_volume_with_gradient
 from ..structures import FeatureVolume, FieldOutput, VolumeGrid
+from .softplus_mlp import BETA, sigmoid_and_softplus, softplus_mlp
 
 Volumes = FeatureVolume | tuple[FeatureVolume, ...]  # several resolutions of one scene; the first gives the box
 
@@ -145,7 +147,9 @@ class SDFField(AbstractField):
             volumes = self._check(volume)
             lower, extent = _box(volumes[0].grid, positions)
             unit = (positions - lower) / extent  # not moved into the box, as the official samplers do not either
-            feat = _join([self._halves(sample_volume(item, positions))[0] for item in volumes])
+            # Half the channels and one output: 1.9 x faster than all (2026-11, 2 CPU cores, 1280 x 96 positions).
+            used = [item.feat.shape[1] // (1 if self.share_volume else 2) for item in volumes]
+            feat = _join([sample_volume(v, positions, channels=c) for v, c in zip(volumes, used, strict=True)])
             return self.sdf_mlp(feat, unit, outputs=1)[..., 0]
 
     def forward(self, positions: Tensor, directions: Tensor, volume: Volumes) -> FieldOutput:
@@ -163,13 +167,15 @@ class SDFField(AbstractField):
                 unit_slope,
                 volumes[0].grid,
             )
-            sdf, geometry = out[..., 0], out[..., 1:]
+            sdf, geometry = out.split([1, out.shape[-1] - 1], -1)
             normal = unit_vector(gradient) if self.rgb_normal == "unit" else gradient
             inputs = torch.cat([normal, *[second for _, second in halves], geometry], -1)
-            view = directions[:, :, None].expand_as(gradient)
-            rgb = self.rgb_mlp(torch.cat([inputs, view], -1), unit).sigmoid()
-            semantic = None if self.semantic_mlp is None else self.semantic_mlp(inputs, unit)
-            return FieldOutput(sdf=sdf, gradient=gradient, rgb=rgb, semantic=semantic)
+            rgb = self.rgb_mlp(inputs, unit, shared=directions[:, :, None]).sigmoid()
+            output = FieldOutput(sdf=sdf[..., 0], gradient=gradient, rgb=rgb)
+            if self.semantic_mlp is None:
+                return output
+            last_inputs, last_layer = self.semantic_mlp.before_last(inputs, unit)
+            return replace(output, semantic_inputs=last_inputs, semantic_layer=last_layer)
 
     def _check(self, volume: Volumes) -> tuple[FeatureVolume, ...]:
         volumes = volume if isinstance(volume, tuple) else (volume,)
@@ -185,8 +191,8 @@ class SDFField(AbstractField):
         """Features for the sdf and for the appearance."""
         if self.share_volume:
             return feat, feat
-        half = feat.shape[-1] // 2
-        return feat[..., :half], feat[..., half:]
+        first, second = feat.chunk(2, -1)  # one concatenation in the backward pass, where slices add two padded copies
+        return first, second
 
     def _normalise(self, positions: Tensor, grid: VolumeGrid) -> tuple[Tensor, Tensor]:
         """Positions to look up, metres, and the same normalised to [0, 1] within the box."""
@@ -243,13 +249,40 @@ class InjectedMLP(nn.Module):
         self.inject = nn.ModuleList(nn.Linear(in_chans, hidden_dim) for _ in self.layers)
         self.position = nn.Linear(3, hidden_dim).requires_grad_(points_factor != 0.0)
 
-    def forward(self, feat: Tensor, unit: Tensor, outputs: int | None = None) -> Tensor:
-        """Features (..., in_chans) and normalised positions (..., 3) -> the first `outputs` of (..., out_chans)."""
-        return self._forward(feat, unit, outputs)[0]
+    def forward(self, feat: Tensor, unit: Tensor, outputs: int | None = None, shared: Tensor | None = None) -> Tensor:
+        """Features (..., in_chans) and normalised positions (..., 3) -> the first `outputs` of (..., out_chans).
+
+        `shared` (..., n) holds the last n features where they are the same along an axis, which it has at size 1.
+        """
+        return self._forward(feat, unit, outputs, shared)[0]
+
+    def before_last(self, feat: Tensor, unit: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Inputs (..., H) of the last layer, whose output is linear in them, and its weight (out_chans, H) and bias."""
+        layer, inject = self._linears()[-1]
+        weight, bias = layer.weight @ inject.weight, layer.weight @ inject.bias + layer.bias
+        if len(self.layers) > 1:
+            below = self._act(self._forward(feat, unit, None, None)[1][-1])
+            return torch.cat([feat, below], -1), (torch.cat([weight, layer.weight], 1), bias)
+        if self.points_factor == 0.0:
+            return feat, (weight, bias)
+        matrix = self.points_factor * layer.weight
+        weight, bias = torch.cat([weight, matrix @ self.position.weight], 1), bias + matrix @ self.position.bias
+        return torch.cat([feat, unit], -1), (weight, bias)
 
     def value_and_slope(self, feat: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The outputs, and the derivatives of the first with respect to `feat` and `unit` (None if not an input)."""
-        out, pre_activations = self._forward(feat, unit, None)
+        if len(self.layers) == 2 and self.activation == "softplus" and self.points_factor == 0.0:
+            (first, first_inject), (last, last_inject) = self._linears()
+            out, feat_slope = softplus_mlp(
+                feat.flatten(0, -2),
+                first.weight @ first_inject.weight,
+                first.weight @ first_inject.bias + first.bias,
+                last.weight @ last_inject.weight,
+                last.weight,
+                last.weight @ last_inject.bias + last.bias,
+            )
+            return out.view(*feat.shape[:-1], -1), feat_slope.view(feat.shape), None
+        out, pre_activations = self._forward(feat, unit, None, None)
         *hidden_layers, (last, last_inject) = self._linears()
         slope = last.weight[0]  # d(out_0)/d(input of the layer): (hidden) for the last one, then (..., hidden)
         feat_slope = slope @ last_inject.weight
@@ -263,13 +296,20 @@ class InjectedMLP(nn.Module):
             unit_slope = (self.points_factor * (slope @ self.position.weight)).expand_as(unit)
         return out, feat_slope.expand_as(feat), unit_slope
 
-    def _forward(self, feat: Tensor, unit: Tensor, outputs: int | None) -> tuple[Tensor, list[Tensor]]:
+    def _forward(
+        self, feat: Tensor, unit: Tensor, outputs: int | None, shared: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
         pre_activations: list[Tensor] = []
         for index, (layer, inject) in enumerate(self._linears()):
             weight, bias = layer.weight, layer.bias
             if index == len(self.layers) - 1:
                 weight, bias = weight[:outputs], bias[:outputs]
-            hidden = F.linear(feat, weight @ inject.weight, weight @ inject.bias + bias)
+            matrix, bias = weight @ inject.weight, weight @ inject.bias + bias
+            if shared is None:
+                hidden = F.linear(feat, matrix, bias)
+            else:
+                own, common = matrix.split([feat.shape[-1], shared.shape[-1]], 1)
+                hidden = _linear(feat, own) + F.linear(shared, common, bias)
             if index > 0:
                 hidden = hidden + F.linear(self._act(pre_activations[-1]), weight)
             elif self.points_factor != 0.0:
@@ -281,15 +321,23 @@ class InjectedMLP(nn.Module):
         return cast("list[tuple[nn.Linear, nn.Linear]]", list(zip(self.layers, self.inject, strict=True)))
 
     def _act(self, x: Tensor) -> Tensor:
-        return F.softplus(x, beta=100.0) if self.activation == "softplus" else F.relu(x)
+        if self.activation == "relu":
+            return F.relu(x)
+        return F.softplus(x, beta=BETA) if torch.is_grad_enabled() else sigmoid_and_softplus(BETA * x)[1] / BETA
 
     def _act_slope(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(100.0 * x) if self.activation == "softplus" else (x > 0).to(x.dtype)
+        return torch.sigmoid(BETA * x) if self.activation == "softplus" else (x > 0).to(x.dtype)
 
 
 def unit_vector(vector: Tensor) -> Tensor:
     """Vector / length, smoothly zero at zero: derivatives stay below 1000 where a flat sdf has no normal."""
     return vector / (vector.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def _linear(feat: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear`, with at least 16 outputs inside: BLAS is slow at the gradients of three."""
+    few = len(weight)
+    return F.linear(feat, F.pad(weight, (0, 0, 0, 16 - few)))[..., :few] if few < 16 else F.linear(feat, weight)
 
 
 def _join(parts: list[Tensor]) -> Tensor:

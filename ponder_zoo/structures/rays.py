@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from .base import TensorStruct
@@ -52,7 +53,18 @@ class FieldOutput(TensorStruct):
     sdf: Tensor  # (B, R, S) metres, positive in front of surfaces
     gradient: Tensor  # (B, R, S, 3) of sdf with respect to the position, differentiable
     rgb: Tensor  # (B, R, S, 3) in [0, 1]
-    semantic: Tensor | None = None  # (B, R, S, D)
+    semantic_inputs: Tensor | None = None  # (B, R, S, H) of the last layer of phi_SEMANTIC, which is linear
+    semantic_layer: tuple[Tensor, Tensor] | None = None  # that layer: weight (D, H) and bias (D,)
+
+    @property
+    def semantic(self) -> Tensor | None:
+        """What phi_SEMANTIC says at each position: (B, R, S, D), or None. Computed when asked for.
+
+        Compositing commutes with the last layer, so renderers composite its H inputs and never form these.
+        """
+        if self.semantic_inputs is None or self.semantic_layer is None:
+            return None
+        return F.linear(self.semantic_inputs, *self.semantic_layer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,5 +77,5 @@ class RenderOutput(TensorStruct):
     opacity: Tensor  # (B, R) sum of the weights, in [0, 1]
     weights: Tensor  # (B, R, S)
     samples: RaySamples
-    field: FieldOutput
+    field: FieldOutput  # without semantics
     semantic: Tensor | None = None  # (B, R, D)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ops.segment import segment_mean
 from ..structures import FeatureVolume, PointBatch, VolumeGrid
+from .occupied import OccupiedCells, average_in_cells
 
 
 def densify(points: PointBatch, grid: VolumeGrid) -> FeatureVolume:
@@ -29,6 +30,29 @@ def densify(points: PointBatch, grid: VolumeGrid) -> FeatureVolume:
     X, Y, Z = grid.shape
     rows = segment_mean(_full(points.feat), index, points.batch_size * Z * Y * X)
     return FeatureVolume(rows.view(-1, Z, Y, X, rows.shape[1]).movedim(-1, 1), grid)  # channels_last_3d in memory
+
+
+def occupied_cells(points: PointBatch, grid: VolumeGrid) -> OccupiedCells:
+    """What `densify` gives, as its occupied cells alone. Their number is read on the host: this synchronizes."""
+    _check_scenes(points, grid)
+    X, Y, Z = grid.shape
+    return average_in_cells(points, grid.flat_index(points.coord, points.batch), (points.batch_size, Z, Y, X))
+
+
+def occupied_cells_official(
+    points: PointBatch, grid: VolumeGrid, metres_per_unit: Tensor, *, grid_size: float = 0.02
+) -> OccupiedCells | None:
+    """What `densify_official` gives, as its occupied cells alone; None where a scene has to be interpolated."""
+    _check_scenes(points, grid)
+    X, Y, Z = grid.shape
+    batch, scale = points.batch, metres_per_unit.to(points.coord)
+    steps = (scale / grid_size).floor() + 2.0  # (B,)
+    if bool((steps < min(grid.shape)).any()):
+        return None
+    step = ((points.coord - grid.bounds[batch, 0]) * scale[batch, None] / grid_size).floor()  # (N, 3)
+    cell = (step / (steps[:, None] / step.new_tensor(grid.shape))[batch]).floor().long()
+    x, y, z = cell.clamp(min=0).minimum(cell.new_tensor(grid.shape) - 1).unbind(-1)
+    return average_in_cells(points, ((batch * Z + z) * Y + y) * X + x, (points.batch_size, Z, Y, X))
 
 
 def densify_official(

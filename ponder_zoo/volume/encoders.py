@@ -8,8 +8,15 @@ from typing import Literal
 from torch import nn
 
 from ..structures import FeatureVolume, SceneInput
-from .densify import densify, densify_official, official_lookup_grid
+from .densify import (
+    densify,
+    densify_official,
+    occupied_cells,
+    occupied_cells_official,
+    official_lookup_grid,
+)
 from .mask import BlockMask
+from .unet3d import UNet3D
 
 
 class AbstractVolumeEncoder(nn.Module, abc.ABC):
@@ -58,12 +65,18 @@ class PointVolumeEncoder(AbstractVolumeEncoder):
     def forward(self, scene: SceneInput) -> FeatureVolume:
         points = scene.points if self.mask is None else self.mask(scene.points)
         features = self.encoder.forward_features(points)  # pyright: ignore[reportCallIssue]
+        # On a CPU the U-Net gets the occupied cells alone, which halves its arithmetic (see `occupied.py`).
+        sparse = features.feat.device.type == "cpu" and isinstance(self.unet, UNet3D)
         if self.cells == "metric":
-            return FeatureVolume(self.unet(densify(features, scene.grid).feat), scene.grid)
+            volume = occupied_cells(features, scene.grid) if sparse else densify(features, scene.grid).feat
+            return FeatureVolume(self.unet(volume), scene.grid)
         if scene.metres_per_unit is None:
             raise ValueError(
                 'cells="official" expected scenes in unit-cube frames, with `metres_per_unit`; got a scene in metres. '
                 'Use the unit-cube transform (data.unit_cube), or cells="metric".'
             )
-        volume = densify_official(features, scene.grid, scene.metres_per_unit, grid_size=self.grid_size)
-        return FeatureVolume(self.unet(volume.feat), official_lookup_grid(scene.grid))
+        arguments = features, scene.grid, scene.metres_per_unit
+        volume = occupied_cells_official(*arguments, grid_size=self.grid_size) if sparse else None
+        if volume is None:
+            volume = densify_official(*arguments, grid_size=self.grid_size).feat
+        return FeatureVolume(self.unet(volume), official_lookup_grid(scene.grid))
