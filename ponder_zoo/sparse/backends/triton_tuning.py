@@ -75,10 +75,6 @@ def candidates(problem: Problem, processors: int) -> tuple[Config, ...]:
     return tuple(dict.fromkeys(found))[:MAX_CANDIDATES]
 
 
-def _power_of_two(value: int) -> int:
-    return 1 << max(value - 1, 0).bit_length()
-
-
 def _width(chans: int, largest: int) -> int:
     """Channels per block: a power of two from 16 (the least that tensor cores take) to `largest`.
 
@@ -89,12 +85,16 @@ def _width(chans: int, largest: int) -> int:
     return min(widths, key=lambda width: -(-chans // width) * (width + 32))
 
 
+def _depth(chans: int, largest: int) -> int:
+    """Channels per step of the reduction: the largest power of two that divides them, at least 16."""
+    return next((size for size in (64, 32) if size <= largest and chans % size == 0), 32 if chans > 64 else 16)
+
+
 def _conv_candidates(problem: Problem, processors: int) -> Iterator[Config]:
     half = problem.dtype in ("float16", "bfloat16")
     exact = problem.dtype in ("float32", "float64")  # no tensor cores (or slow ones): small accumulators
     outs = _width(problem.chans_out, 64 if exact else 128)
-    ins = _width(problem.chans_in, 64 if half else 32)
-    ins = min(ins, _power_of_two(max(problem.chans_in, 16)))
+    ins = _depth(problem.chans_in, 64 if half else 32)
     stages = 2 if problem.dtype == "float64" else 3
     shapes = [(64, outs, ins, 4, stages)]
     if not exact:
