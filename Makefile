@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: install pretrain finetune evaluate test test-all style quality docs clean
+.PHONY: install pretrain finetune evaluate test test-all bench style quality docs clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,11 @@ test: $(VENV)/.installed
 
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not network" $(ARGS)
+
+# Measures on this machine and writes benchmarks/results/ and the tables of docs/performance.md; ARGS=sparse_unet for a part.
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks.report
 
 style: $(VENV)/.installed
 	$(BIN)/ruff format .

@@ -1,0 +1,1 @@
+"""Measurements of ponder_zoo against its peers: `python -m benchmarks --list`."""
