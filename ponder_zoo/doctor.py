@@ -234,9 +234,7 @@ def spconv_wheel(minor: int, system: str, machine: str) -> str | None:
     return next((name for name, versions in SPCONV_WHEELS.items() if minor in versions), None)
 
 
-def _check_triton(
-    found: dict[str, Any] | None, capability: tuple[int, int] | None
-) -> tuple[Check, tuple[str, ...]]:
+def _check_triton(found: dict[str, Any] | None, capability: tuple[int, int] | None) -> tuple[Check, tuple[str, ...]]:
     """The check of triton, and the kinds of device it is usable on; `capability` of the first GPU, None without one."""
     from .sparse.backends import TRITON_CAPABILITY
 

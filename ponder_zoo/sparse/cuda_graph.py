@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -148,7 +149,7 @@ def _empty_levels(levels: Sequence[Voxels], sizes: Sequence[int], kernel_sizes: 
     for level, size, kernels in zip(empty, sizes, kernel_sizes, strict=True):
         for kernel in kernels:
             level.cache["submanifold", kernel] = KernelMap(table(kernel**3, size), size)
-    for fine, coarse in zip(empty[:-1], empty[1:], strict=True):
+    for fine, coarse in pairwise(empty):
         down, up = KernelMap(table(8, len(coarse)), len(fine)), KernelMap(table(8, len(fine)), len(coarse))
         down.transpose, up.transpose = up, down
         parent = torch.zeros(len(fine), dtype=torch.int64, device=fine.device)

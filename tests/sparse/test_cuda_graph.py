@@ -1,4 +1,4 @@
-"""Padding, choice and reuse of graphs, on a CPU where the recorded function is simply called again; and real capture."""
+"""Padding, choice and reuse of graphs, on a CPU where the recorded function is called again; and real capture."""
 
 from __future__ import annotations
 

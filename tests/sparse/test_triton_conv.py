@@ -77,8 +77,8 @@ def test_a_single_row_and_no_row() -> None:
 def test_shares_of_a_sum_are_added_up_and_twice_the_same(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(rows=32, ins=16, outs=32, splits=splits, warps=4, stages=2)
     monkeypatch.setattr(triton_backend, "_choose", lambda *_: config)
-    kmap = map_of("3", random_voxels(70))
-    feat, weight = random_operands(kmap, 3, 20, 33)
+    kmap = map_of("down", random_voxels(150))
+    feat, weight = random_operands(kmap, 2, 20, 33)
     assert max(errors(feat, weight, kmap)) < 2e-6
     results = []
     for _ in range(2):

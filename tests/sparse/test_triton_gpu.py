@@ -54,14 +54,10 @@ def test_every_precision_against_float64_and_twice_the_same(
 
 @pytest.mark.parametrize("op", ["forward", "input_gradient", "weight_gradient"])
 @pytest.mark.parametrize("dtype", ["float32", "tf32", "float16", "bfloat16"])
-def test_every_candidate_can_be_launched_and_agrees(
-    op: tuning.Op, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_candidate_can_be_launched_and_agrees(op: tuning.Op, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_backend, "_allows_tf32", lambda: dtype == "tf32")
     kmap = map_of("3", random_voxels(3000, extent=16))
-    feat, weight = random_operands(
-        kmap, 3, 96, 64, dtype=torch.float32 if dtype == "tf32" else getattr(torch, dtype)
-    )
+    feat, weight = random_operands(kmap, 3, 96, 64, dtype=torch.float32 if dtype == "tf32" else getattr(torch, dtype))
     cotangent = torch.randn(kmap.num_out, 64, device=DEVICE).to(feat.dtype)
     first = run(feat, weight, kmap, cotangent)
     choose = triton_backend._choose

@@ -55,8 +55,9 @@ def test_rows_with_the_same_offsets_are_together() -> None:
     offset = (plan.sorted_table(kmap).table >= 0).int().argmax(0)
     assert (offset[1:] != offset[:-1]).sum() == 7
     kmap = map_of("3", random_voxels(200))
-    sorted_blocks, plain = plan.row_blocks(kmap, 16), plan._list_offsets(
-        plan.SortedTable(kmap.table, torch.arange(200, dtype=torch.int32, device=DEVICE)), 16
+    sorted_blocks, plain = (
+        plan.row_blocks(kmap, 16),
+        plan._list_offsets(plan.SortedTable(kmap.table, torch.arange(200, dtype=torch.int32, device=DEVICE)), 16),
     )
     assert sorted_blocks.counts.sum() < 0.95 * plain.counts.sum()
 

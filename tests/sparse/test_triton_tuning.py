@@ -13,12 +13,13 @@ import pytest
 from ponder_zoo.sparse.backends import triton_tuning as tuning
 from ponder_zoo.sparse.backends.triton_tuning import Config, Problem, TuningCache, candidates, choose
 
+GPU = "NVIDIA H100 80GB HBM3"
 PROBLEM = Problem.of("forward", 100_000, 96, 96, 27, "bfloat16")
 
 
 @pytest.fixture
 def known(tmp_path: Path) -> TuningCache:
-    return TuningCache("NVIDIA H100 80GB HBM3", "3.6.0", tmp_path / "new")
+    return TuningCache(GPU, "3.6.0", tmp_path / "new")
 
 
 @pytest.mark.parametrize("op", ["forward", "input_gradient", "weight_gradient"])
@@ -67,7 +68,10 @@ def test_the_fastest_is_kept_and_found_again(known: TuningCache) -> None:
     assert choose(PROBLEM, 132, known, lambda _: pytest.fail("measured again")) == best
     again = TuningCache(known.gpu, known.triton_version, known.path.parent)
     assert choose(PROBLEM, 132, again) == best and len(again) == 1
-    for other in (TuningCache("NVIDIA H200", "3.6.0", known.path.parent), TuningCache(known.gpu, "3.7.0", known.path.parent)):
+    for other in (
+        TuningCache("NVIDIA H200", "3.6.0", known.path.parent),
+        TuningCache(known.gpu, "3.7.0", known.path.parent),
+    ):
         assert choose(PROBLEM, 132, other) == candidates(PROBLEM, 132)[0]
 
 
@@ -84,19 +88,18 @@ def test_if_nothing_can_be_launched_the_default_is_taken_and_not_kept(known: Tun
     assert len(known) == 0
 
 
+def file_with(entry: dict[str, int]) -> str:
+    return json.dumps({"format": 1, "gpu": GPU, "triton": "3.6.0", "entries": {"x": entry}})
+
+
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "null", '{"format": 1}', b"\xff\xfe\x00"]
-    + ['{"format": 1, "gpu": "NVIDIA H100 80GB HBM3", "triton": "3.6.0", "entries": {"x": {"rows": 64}}}']
-    + [
-        json.dumps(
-            {
-                "format": 1, "gpu": "NVIDIA H100 80GB HBM3", "triton": "3.6.0",
-                "entries": {"x": {"rows": 63, "ins": 64, "outs": 64, "splits": 1, "warps": 4, "stages": 3}},
-            }
-        )
+    [
+        *("", "{", "[]", "null", '{"format": 1}', b"\xff\xfe\x00"),
+        file_with({"rows": 64}),
+        file_with({"rows": 63, "ins": 64, "outs": 64, "splits": 1, "warps": 4, "stages": 3}),
     ],
-)  # fmt: skip
+)
 def test_a_corrupt_file_is_named_ignored_and_replaced(known: TuningCache, content: str | bytes) -> None:
     known.path.parent.mkdir()
     known.path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -4,7 +4,7 @@ Forward and the input's gradient are one kernel over the neighbour table and its
 by one program and every sum has a fixed order, so there are no atomics and results are deterministic. Which block sizes
 are used is in `triton_tuning`, what is derived from a table in `triton_plan`.
 
-On CPU tensors it runs in Triton's interpreter only (TRITON_INTERPRET=1 before Python starts), slowly: that is for tests.
+On CPU tensors it runs in Triton's interpreter only (TRITON_INTERPRET=1 before Python starts), slowly: it is for tests.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def conv_epilogue(
             f"Expected `residual` of the output's shape {shape}, got {tuple(residual.shape)}. "
             "Take the features of the same voxels."
         )
-    return _multiply("forward", feat, _Weight.of(weight), kmap, False, _Epilogue(scale, shift, residual, relu))
+    return _multiply("forward", feat, _Weight.of(weight), kmap, _Epilogue(scale, shift, residual, relu))
 
 
 def fold_norm(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ class _SparseConv(torch.autograd.Function):
     def forward(ctx: Any, feat: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
         ctx.save_for_backward(feat, weight)
         ctx.kmap = kmap
-        return _multiply("forward", feat, _Weight.of(weight), kmap, False, _Epilogue())
+        return _multiply("forward", feat, _Weight.of(weight), kmap, _Epilogue())
 
     @staticmethod
     @once_differentiable
@@ -130,9 +130,10 @@ class _SparseConv(torch.autograd.Function):
         grad_feat, grad_weight = None, None
         if wants_feat:
             transposed, _ = ctx.kmap.transposed()
-            mirror = transposed is ctx.kmap
-            flat = _Weight.of(weight).transposed()
-            grad_feat = _multiply("input_gradient", grads[0], flat, transposed, mirror, _Epilogue())
+            matrices = _Weight.of(weight).transposed()
+            if transposed is ctx.kmap:
+                matrices = matrices.mirrored()
+            grad_feat = _multiply("input_gradient", grads[0], matrices, transposed, _Epilogue())
         if wants_weight:
             grad_weight = _weight_gradient(feat, grads[0], weight, ctx.kmap)
         return grad_feat, grad_weight, None
@@ -162,7 +163,7 @@ def _check(feat: Tensor, weight: Tensor) -> None:
 class _Weight:
     """One (C_in, C_out) matrix per kernel offset, wherever it lies in memory."""
 
-    tensor: Tensor  # (C_out, K, C_in) contiguous
+    tensor: Tensor  # where the first one starts
     chans_in: int
     chans_out: int
     steps: tuple[int, int, int]  # from one offset, input channel, output channel to the next
@@ -176,6 +177,11 @@ class _Weight:
     def transposed(self) -> _Weight:
         offset, ins, outs = self.steps
         return _Weight(self.tensor, self.chans_out, self.chans_in, (offset, outs, ins))
+
+    def mirrored(self) -> _Weight:
+        """With the offsets in reverse order: steps back from the last one."""
+        offset, ins, outs = self.steps
+        return _Weight(self.tensor[:, -1], self.chans_in, self.chans_out, (-offset, ins, outs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,10 +198,8 @@ class _Epilogue:
         return tuple(unused if x is None else x for x in given), switches | {"RELU": self.relu}
 
 
-def _multiply(
-    op: tuning.Op, feat: Tensor, weight: _Weight, kmap: KernelMap, mirror: bool, epilogue: _Epilogue
-) -> Tensor:
-    """(N_in, C_in) -> (N_out, C_out) through the map; `mirror` takes the weight of the opposite offset."""
+def _multiply(op: tuning.Op, feat: Tensor, weight: _Weight, kmap: KernelMap, epilogue: _Epilogue) -> Tensor:
+    """(N_in, C_in) -> (N_out, C_out) through the map."""
     out = feat.new_empty(kmap.num_out, weight.chans_out)
     if out.numel() == 0:
         return out
@@ -205,7 +209,7 @@ def _multiply(
     )
 
     def launch(config: Config) -> None:
-        _launch_conv(config, feat, weight, kmap, mirror, epilogue, out)
+        _launch_conv(config, feat, weight, kmap, epilogue, out)
 
     with torch.cuda.device_of(feat):
         launch(_choose(problem, feat.device, launch))
@@ -213,7 +217,7 @@ def _multiply(
 
 
 def _launch_conv(
-    config: Config, feat: Tensor, weight: _Weight, kmap: KernelMap, mirror: bool, epilogue: _Epilogue, out: Tensor
+    config: Config, feat: Tensor, weight: _Weight, kmap: KernelMap, epilogue: _Epilogue, out: Tensor
 ) -> None:
     blocks = plan.row_blocks(kmap, config.rows)
     table, order = blocks.sorted.table, blocks.sorted.order
@@ -227,15 +231,14 @@ def _launch_conv(
     grid = (len(blocks.counts) * -(-chans_out // config.outs), config.splits)
     kernels.conv_kernel[grid](
         feat, weight.tensor, partial, table, order, blocks.offsets, blocks.counts,
-        *pointers, num_out, weight.chans_in, chans_out, *weight.steps,
-        VOLUME=kmap.kernel_volume, MIRROR=mirror, SPLITS=config.splits,
-        EVEN=weight.chans_in % config.ins == 0, WIDE=plan.is_wide(feat.numel(), partial.numel(), table.numel()),
-        **_arithmetic(feat.dtype), **within,
+        *pointers, num_out, kmap.kernel_volume, config.splits, weight.chans_in, chans_out, *weight.steps,
+        SPLIT=config.splits > 1, EVEN=weight.chans_in % config.ins == 0,
+        WIDE=plan.is_wide(feat.numel(), partial.numel(), table.numel()), **_arithmetic(feat.dtype), **within,
         ROWS=config.rows, INS=config.ins, OUTS=config.outs, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     if config.splits > 1:
         kernels.sum_splits_kernel[(-(-out.numel() // _SUM_BLOCK),)](
-            partial, out, *pointers, out.numel(), chans_out, SPLITS=config.splits, **switches, BLOCK=_SUM_BLOCK
+            partial, out, *pointers, out.numel(), chans_out, config.splits, **switches, BLOCK=_SUM_BLOCK
         )
 
 
@@ -271,7 +274,7 @@ def _launch_weight_gradient(
     blocks = -(-flat.chans_in // config.ins) * -(-flat.chans_out // config.outs)
     kernels.weight_gradient_kernel[(blocks, volume, config.splits)](
         feat, grad, partial, kmap.table, pairs.rows, pairs.counts, num_out, *sizes,
-        SPLITS=config.splits, EVEN=flat.chans_in % config.ins == 0 and flat.chans_out % config.outs == 0,
+        SPLIT=config.splits > 1, EVEN=flat.chans_in % config.ins == 0 and flat.chans_out % config.outs == 0,
         WIDE=plan.is_wide(feat.numel(), grad.numel(), kmap.table.numel()), **_arithmetic(feat.dtype),
         ROWS=config.rows, INS=config.ins, OUTS=config.outs, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
@@ -332,6 +335,8 @@ def _seconds(config: Config, launch: Callable[[Config], None]) -> float:
     import triton.testing
 
     try:
-        return cast(float, triton.testing.do_bench(lambda: launch(config), warmup=5, rep=20, return_mode="median")) / 1e3
+        return (
+            cast(float, triton.testing.do_bench(lambda: launch(config), warmup=5, rep=20, return_mode="median")) / 1e3
+        )
     except triton.OutOfResources:
         return float("inf")

@@ -33,21 +33,20 @@ def _epilogue(
     return acc
 
 
-@triton.jit(do_not_specialize=["num_out"])
+@triton.jit(do_not_specialize=["num_out", "volume", "splits"])
 def conv_kernel(
     feat, weight, out, table, order, offsets, counts, scale, shift, residual,
-    num_out, chans_in, chans_out, step_offset, step_in, step_out,
-    VOLUME: tl.constexpr, MIRROR: tl.constexpr, SPLITS: tl.constexpr, EVEN: tl.constexpr,
+    num_out, volume, splits, chans_in, chans_out, step_offset, step_in, step_out,
+    SPLIT: tl.constexpr, EVEN: tl.constexpr,
     WIDE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     SCALE: tl.constexpr, SHIFT: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
     ROWS: tl.constexpr, INS: tl.constexpr, OUTS: tl.constexpr,
 ):  # fmt: skip
     """out[order[j]] = sum over k of feat[table[k, j]] @ weight[k]: ROWS output rows and OUTS channels per program.
 
-    The reduction runs over the offsets that a block of rows has (`offsets`, (blocks, VOLUME), of which `counts` are
+    The reduction runs over the offsets that a block of rows has (`offsets`, (blocks, volume), of which `counts` are
     valid) and, within one, over INS input channels at a time, as one flat loop that the compiler can pipeline.
-    With SPLITS > 1 each program of the second grid axis takes a share of it, and `out` is (SPLITS, num_out, chans_out).
-    MIRROR reads the weights of the opposite offset: the transposed convolution of a submanifold one.
+    With SPLIT each program of the second grid axis takes a share of it, and `out` is (splits, num_out, chans_out).
     """
     columns = tl.cdiv(chans_out, OUTS)
     # Programs that share rows are neighbours, so that the second one finds the gathered rows in the L2 cache.
@@ -60,19 +59,18 @@ def conv_kernel(
 
     parts = tl.cdiv(chans_in, INS)
     steps = tl.load(counts + block) * parts
-    share = tl.cdiv(steps, SPLITS)
+    share = tl.cdiv(steps, splits)
     begin = split * share
     end = tl.minimum(begin + share, steps)
 
     acc = tl.zeros((ROWS, OUTS), dtype=ACC)
     for step in range(begin, end):
-        offset = tl.load(offsets + block * VOLUME + step // parts)
+        offset = tl.load(offsets + block * volume + step // parts)
         ins = (step % parts) * INS + tl.arange(0, INS)
         if WIDE:
             source = tl.load(table + offset.to(tl.int64) * num_out + place, mask=valid, other=-1).to(tl.int64)
         else:
             source = tl.load(table + offset * num_out + place, mask=valid, other=-1)
-        offset = VOLUME - 1 - offset if MIRROR else offset
         a_at = feat + source[:, None] * chans_in + ins[None, :]
         w_at = weight + offset * step_offset + ins[:, None] * step_in + cols[None, :] * step_out
         if EVEN:
@@ -89,7 +87,7 @@ def conv_kernel(
     rows = rows.to(tl.int64) if WIDE else rows
     at = rows[:, None] * chans_out + cols[None, :]
     mask = valid[:, None] & col_mask[None, :]
-    if SPLITS > 1:
+    if SPLIT:
         tl.store(out + split.to(tl.int64) * num_out * chans_out + at, acc, mask=mask)
     else:
         acc = _epilogue(
@@ -98,18 +96,18 @@ def conv_kernel(
         tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def sum_splits_kernel(
-    partial, out, scale, shift, residual, numel, chans_out,
-    SPLITS: tl.constexpr, SCALE: tl.constexpr, SHIFT: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
+    partial, out, scale, shift, residual, numel, chans_out, splits,
+    SCALE: tl.constexpr, SHIFT: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the SPLITS partial outputs of `conv_kernel` in a fixed order, then its epilogue. Flat over rows and columns."""
+    """Add the partial outputs of `conv_kernel` in a fixed order, then its epilogue. Flat over rows and columns."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < numel
     part = partial + at
     acc = tl.load(part, mask=mask, other=0.0)
-    for _ in range(1, SPLITS):
+    for _ in range(1, splits):
         part += numel
         acc += tl.load(part, mask=mask, other=0.0)
     acc = _epilogue(acc, at, at % chans_out, mask, mask, scale, shift, residual, SCALE, SHIFT, RESIDUAL, RELU)
@@ -119,13 +117,13 @@ def sum_splits_kernel(
 @triton.jit(do_not_specialize=["num_out", "chunk"])
 def weight_gradient_kernel(
     feat, grad, out, table, pairs, counts, num_out, chunk, chans_in, chans_out, step_offset, step_in, step_out, numel,
-    SPLITS: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     UPCAST: tl.constexpr, ROWS: tl.constexpr, INS: tl.constexpr, OUTS: tl.constexpr,
 ):  # fmt: skip
     """out[split, :, k] = sum over a chunk of offset k's pairs (i, j) of grad[j]^T feat[i].
 
     One program per block of (output channels, input channels), offset and chunk of `chunk` pairs, ROWS pairs at a time.
-    Chunks past the end of an offset's pairs are neither computed nor written; with SPLITS = 1 they are written as zero.
+    Chunks past the end of an offset's pairs are neither computed nor written; without SPLIT they are written as zero.
     """
     columns = tl.cdiv(chans_in, INS)
     outs = (tl.program_id(0) // columns) * OUTS + tl.arange(0, OUTS)
@@ -134,7 +132,7 @@ def weight_gradient_kernel(
     split = tl.program_id(2)
     count = tl.load(counts + offset)
     begin = split * chunk
-    if (begin < count) | (SPLITS == 1):
+    if (begin < count) | (not SPLIT):
         row = offset.to(tl.int64) * num_out if WIDE else offset * num_out
         end = tl.minimum(begin + chunk, count)
         acc = tl.zeros((OUTS, INS), dtype=ACC)
@@ -181,7 +179,7 @@ def sum_weight_gradient_kernel(
 
 @triton.jit(do_not_specialize=["num_out"])
 def sort_keys_kernel(table, bits, keys, num_out, VOLUME: tl.constexpr, BLOCK: tl.constexpr):
-    """keys[j] = place of the set of offsets that row j has in the Gray code's order; offset k is bit bits[k], -1: none."""
+    """keys[j] = place of row j's set of offsets in the order of the Gray code; offset k is bit bits[k], -1 for none."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = place < num_out
     code = tl.zeros((BLOCK,), dtype=tl.int32)
