@@ -20,7 +20,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,24 +145,19 @@ def make_model(plan: Plan, backend: str = "triton") -> SparseUNet:
     return SparseUNet(6, **(NARROW if plan.dry else WHOLE), backend=backend).to(plan.device)  # type: ignore[arg-type]
 
 
-class precision:  # noqa: N801
+@contextmanager
+def precision(plan: Plan, name: str) -> Iterator[None]:
     """Inside, convolutions and linear layers compute in this precision."""
-
-    def __init__(self, plan: Plan, name: str) -> None:
-        half = name in ("float16", "bfloat16")
-        dtype = getattr(torch, name) if half else torch.float16
+    half = name in ("float16", "bfloat16")
+    dtype = getattr(torch, name) if half else torch.float16
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    try:
         # Without the cache of cast weights, which a captured graph could not own.
-        self.autocast = torch.autocast(plan.device.type, dtype, enabled=half, cache_enabled=False)
-        self.tf32 = name == "tf32"
-
-    def __enter__(self) -> None:
-        self.before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = self.tf32
-        self.autocast.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.autocast.__exit__(*error)
-        torch.backends.cuda.matmul.allow_tf32 = self.before
+        with torch.autocast(plan.device.type, dtype, enabled=half, cache_enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def seconds(plan: Plan, call: Callable[[], object]) -> dict[str, float]:

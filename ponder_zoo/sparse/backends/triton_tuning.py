@@ -86,7 +86,7 @@ def _width(chans: int, largest: int) -> int:
 
 
 def _depth(chans: int, largest: int) -> int:
-    """Channels per step of the reduction: the largest power of two that divides them, at least 16."""
+    """Channels per step of the reduction: many, and without a remainder where 32 or 64 leave none."""
     return next((size for size in (64, 32) if size <= largest and chans % size == 0), 32 if chans > 64 else 16)
 
 
