@@ -1,7 +1,7 @@
 """A whole forward pass over sparse tensors as one CUDA graph: its hundreds of launches cost one.
 
 A graph has fixed shapes and addresses, scenes have not. So the neighbour tables of a scene are copied into larger ones
-whose spare rows have no neighbours: no row reads a spare one, and spare rows cost next to nothing. What a backend
+whose spare rows have no neighbours: no other row reads a spare one, and spare rows cost little. What a backend
 derives from a table is computed inside the graph, from the copy.
 
 The kernel maps of a new scene are built outside: each coarser resolution's number of voxels is a size of tensors, which
@@ -109,6 +109,9 @@ class _Graph:
         for target, source in zip(targets, sources, strict=True):
             target.table[:, : source.num_out].copy_(source.table)
             target.table[:, source.num_out :].fill_(-1)
+            if target.reads_itself:  # holds for spare rows too: backends rely on it
+                spare = torch.arange(source.num_out, target.num_out, dtype=torch.int32, device=x.feat.device)
+                target.table[target.kernel_volume // 2, source.num_out :].copy_(spare)
 
     def _run(self) -> None:
         for kmap in _maps(self.levels, self.kernel_sizes):

@@ -46,7 +46,7 @@ def test_network_equals_the_torch_backend_with_all_gradients() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_official_outputs_and_gradients(name: str, shared_dir: Path) -> None:
-    """In the interpreter this takes SECONDS per case on one thread."""
+    """In the interpreter one takes 40 s and more on one thread (2026-11)."""
     case = load_case(shared_dir / "parity", name, "triton")
     case.model.to(DEVICE)
     tensors = {key: value.to(DEVICE) for key, value in case.tensors.items()}
