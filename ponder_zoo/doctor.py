@@ -133,7 +133,7 @@ def doctor(*, probe: bool = True) -> Diagnosis:
     torch_check, cuda = _check_torch(found["cuda"], _driver())
     kinds = ("cpu", *(("cuda",) if cuda else ()))
     spconv_check, spconv_on = _check_spconv(spconvs, found.get("spconv"), sys.version_info[1], cuda=bool(cuda))
-    triton_check, triton_on = _check_triton(found.get("triton"), cuda=bool(cuda))
+    triton_check, triton_on = _check_triton(found.get("triton"), _capability(found["cuda"]) if cuda else None)
     backends = {"torch": kinds, "spconv": spconv_on, "triton": triton_on}
     memory = memory_gib()
     checks = [
@@ -234,22 +234,26 @@ def spconv_wheel(minor: int, system: str, machine: str) -> str | None:
     return next((name for name, versions in SPCONV_WHEELS.items() if minor in versions), None)
 
 
-def _check_triton(found: dict[str, Any] | None, *, cuda: bool) -> tuple[Check, tuple[str, ...]]:
+def _check_triton(found: dict[str, Any] | None, capability: tuple[int, int] | None) -> tuple[Check, tuple[str, ...]]:
+    """The check of triton, and the kinds of device it is usable on; `capability` of the first GPU, None without one."""
+    from .sparse.backends import TRITON_CAPABILITY
+
     title = "backend triton"
-    if not _has("ponder_zoo.sparse.backends.triton"):
-        text = "" if found is None else f" (triton {found.get('version', 'does not import')} is installed)"
-        return Check(title, "ok", f"not part of this version of ponder_zoo{text}"), ()
     if found is None:
-        command = f"{PIP} install triton" if cuda else None
-        return Check(
-            title, "note" if cuda else "ok", "triton is not installed; of use on CUDA devices only", command
-        ), ()
+        if capability is None:
+            return Check(title, "ok", "triton is not installed, and of use on CUDA devices only"), ()
+        return Check(title, "note", "not installed; made for CUDA devices", f"{PIP} install triton"), ()
     if "error" in found:
         detail = f"importing triton failed: {found['error']}"
-        return Check(title, "problem", detail, f"{PIP} install --force-reinstall triton"), ()
-    if not cuda:
-        return Check(title, "ok", f"triton {found['version']}; of use on CUDA devices only, there is none here"), ()
-    return Check(title, "ok", f"triton {found['version']}, usable on cuda"), ("cuda",)
+        status = "note" if capability is None else "problem"  # without a GPU nothing would use it
+        return Check(title, status, detail, f"{PIP} install --force-reinstall triton"), ()
+    text = f"triton {found['version']}"
+    if capability is None:
+        return Check(title, "ok", f"{text}; of use on CUDA devices only, there is none here"), ()
+    if capability < TRITON_CAPABILITY:
+        least = ".".join(map(str, TRITON_CAPABILITY))
+        return Check(title, "note", f"{text}; needs compute capability {least} or higher, this GPU is older"), ()
+    return Check(title, "ok", f"{text}, usable on cuda"), ("cuda",)
 
 
 def _check_torchvision(found: dict[str, Any] | None, *, installed: bool) -> list[Check]:
@@ -272,9 +276,18 @@ def _check_packages(has: Callable[[str], bool]) -> list[Check]:
 
 
 def _automatic(kinds: Sequence[str], backends: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """On a CPU always torch: spconv's CPU code is slower. On CUDA spconv, then triton, then torch."""
-    order = {"cpu": ("torch",), "cuda": ("spconv", "triton", "torch")}
-    return {kind: next(name for name in order[kind] if kind in backends[name]) for kind in kinds}
+    from .sparse.backends import preferred
+
+    return {kind: preferred(kind, [name for name, works_on in backends.items() if kind in works_on]) for kind in kinds}
+
+
+def _capability(found: dict[str, Any]) -> tuple[int, int] | None:
+    """Of the first CUDA device, None without one."""
+    devices = found.get("devices") or []
+    if not devices:
+        return None
+    major, minor = devices[0]["capability"].split(".")
+    return int(major), int(minor)
 
 
 # Observations

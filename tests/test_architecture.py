@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ponder_zoo"
 ALLOWED = {
     "structures": set(),
     "ops": {"structures"},
-    "sparse": {"ops", "structures"},
+    "sparse": {"files", "ops", "structures"},
     "layers": {"sparse", "ops", "structures"},
     "volume": {"layers", "sparse", "ops", "structures"},
     "render": {"layers", "sparse", "ops", "structures"},

@@ -37,7 +37,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """How to run a model."""
     parser.add_argument("--condition", help="data set whose norms to use, for models that have several (see `info`)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    parser.add_argument("--backend", default="auto", help="of sparse convolutions: auto, torch or spconv")
+    parser.add_argument("--backend", default="auto", help="of sparse convolutions: auto, torch, triton or spconv")
     add_access(parser)
 
 

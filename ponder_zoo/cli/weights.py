@@ -31,7 +31,7 @@ def add_commands(commands: Subparsers) -> None:
     parser.add_argument("name", help="folder, run folder, local-dir:FOLDER or hf-hub:org/name[@revision]")
     parser.add_argument("--tolerance", type=float, help="largest error, relative to the largest output (default: 1e-3)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... or auto (default: cpu)")
-    parser.add_argument("--backend", default="auto", help="of sparse convolutions: auto, torch or spconv")
+    parser.add_argument("--backend", default="auto", help="of sparse convolutions: auto, torch, triton or spconv")
     parser.add_argument("--json", action="store_true", help="for programs")
     add_access(parser)
 

@@ -53,7 +53,7 @@ def create_model(
         num_classes: of the segmentation head; 0 for features. Default: the config's.
         features_only: return a module whose output is a list of intermediate `PointBatch`es.
         out_indices: which of them; default all.
-        backend: of sparse convolutions: "auto", "torch" or "spconv".
+        backend: of sparse convolutions: "auto", "torch", "triton" or "spconv".
         endpoint: address of the Hub; default: HF_ENDPOINT or huggingface.co.
         token: for private repositories; default: HF_TOKEN or the stored login. HF_HUB_OFFLINE=1 uses the cache alone.
         column_proxies: new column -> the columns of the weights whose mean stands for it.

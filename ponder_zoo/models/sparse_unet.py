@@ -121,7 +121,7 @@ class SparseUNet(nn.Module):
             of classes of `condition` (any other number means a new linear head). It gives other conditions their own
             classes, so one condition per batch.
         text_head: `embed_dim`, `num_embeddings` and `classes` of that head.
-        backend: of the sparse convolutions: "auto", "torch" or "spconv".
+        backend: of the sparse convolutions: "auto", "torch", "triton" or "spconv".
 
     Example:
         >>> model = SparseUNet(3, 5, channels=(8,) * 8, depths=(1,) * 8, stem_channels=8).eval()

@@ -5,18 +5,26 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+from collections.abc import Collection
 from functools import cache
 from typing import Literal, Protocol, cast
 
 # Not `import torch`: in this package that name belongs to the backend.
 from torch import Tensor
 from torch import device as Device
+from torch.cuda import get_device_capability
 
 from ..kernel_map import Coarsening
 from ..voxels import Voxels
 
-BackendName = Literal["auto", "torch", "spconv"]
-BACKENDS: tuple[str, ...] = ("auto", "torch", "spconv")
+BackendName = Literal["auto", "torch", "triton", "spconv"]
+BACKENDS: tuple[str, ...] = ("auto", "torch", "triton", "spconv")
+
+# What `auto` takes on a kind of device: the first usable one. On CPU spconv has only its Native algorithm and the torch
+# backend is no slower; on a GPU fused kernels win.
+PREFERENCE: dict[str, tuple[str, ...]] = {"cuda": ("triton", "spconv", "torch")}
+ALWAYS = ("torch",)  # on other devices
+TRITON_CAPABILITY = (8, 0)  # of GPUs: the first one with TF32 and bfloat16
 
 _logger = logging.getLogger(__name__)
 
@@ -48,6 +56,11 @@ def check_backend(name: str) -> None:
             "backend='spconv' needs the spconv package, which is not installed. "
             "Run `pip install 'ponder_zoo[spconv]'`, or use backend='torch'."
         )
+    if name == "triton" and not has_triton():
+        raise ImportError(
+            "backend='triton' needs the triton package, which is not installed. torch for CUDA on Linux comes with it: "
+            "run `pip install triton`, or use backend='torch'."
+        )
 
 
 @cache
@@ -56,16 +69,37 @@ def has_spconv() -> bool:
     return importlib.util.find_spec("spconv") is not None
 
 
+@cache
+def has_triton() -> bool:
+    """Whether triton is installed, without importing it."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def get_backend(name: str, device: Device) -> Backend:
     """The module that implements backend `name` for tensors on `device`."""
     if name == "auto":
-        name = _fastest(device.type)
+        name = _fastest(device)
     return cast(Backend, importlib.import_module(f".{name}", __name__))
 
 
+def usable_backends(capability: tuple[int, int]) -> set[str]:
+    """Backends that work on a GPU of this compute capability with what is installed."""
+    usable = {"torch"}
+    if has_spconv():
+        usable.add("spconv")
+    if has_triton() and capability >= TRITON_CAPABILITY:
+        usable.add("triton")
+    return usable
+
+
+def preferred(device_type: str, usable: Collection[str]) -> str:
+    """What `auto` takes on a kind of device where the given backends work."""
+    return next(name for name in PREFERENCE.get(device_type, ALWAYS) if name in usable)
+
+
 @cache
-def _fastest(device_type: str) -> str:
-    # On CPU spconv has only its Native algorithm and the torch backend is no slower; on a GPU its fused kernels win.
-    name = "spconv" if device_type == "cuda" and has_spconv() else "torch"
-    _logger.info("Sparse convolutions on %s run through the %s backend.", device_type, name)
+def _fastest(device: Device) -> str:
+    usable = usable_backends(get_device_capability(device)) if device.type == "cuda" else ALWAYS
+    name = preferred(device.type, usable)
+    _logger.info("Sparse convolutions on %s run through the %s backend.", device, name)
     return name

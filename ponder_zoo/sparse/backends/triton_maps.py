@@ -1,0 +1,36 @@
+"""Neighbour tables on a GPU without a synchronisation with the host.
+
+`kernel_map._search_neighbours` finds the voxels that have a neighbour with `nonzero`, whose result's size the host has
+to wait for. Here every (offset, voxel) of the dense table is written by one launch.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from ..voxels import Voxels
+from .triton_kernels import search_kernel
+from .triton_plan import is_wide
+
+_ROWS = 128  # voxels per program
+
+
+def search_neighbours(voxels: Voxels, reach: int) -> Tensor:
+    """(K, N) int32 table of a submanifold convolution, equal to that of `kernel_map.submanifold_map`.
+
+    The steps to coarser voxels still synchronise once each: the number of coarse voxels is a size of tensors.
+    """
+    key, size = voxels.key.contiguous(), 2 * reach + 1
+    table = torch.empty(size**3, len(key), dtype=torch.int32, device=key.device)
+    if len(key) == 0:
+        return table
+    grid = (triton.cdiv(len(key), _ROWS), size**2)
+    _, size_y, size_z = voxels.layout.size
+    with torch.cuda.device_of(key):
+        search_kernel[grid](
+            key, table, len(key), len(key).bit_length(), size_y, size_z,
+            REACH=reach, WIDE=is_wide(table.numel()), BLOCK=_ROWS,
+        )  # fmt: skip
+    return table
