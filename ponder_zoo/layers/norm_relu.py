@@ -1,7 +1,8 @@
 """Batch norm and ReLU that keep one tensor for the backward pass: the norm's input.
 
 The norm's output is what the next convolution's gradient needs. It is computed again there, in one pass over it, which
-takes a quarter of the tensors of a residual block out of training memory at less than 1 % of a step's time.
+takes a quarter of the tensors of a residual block out of training memory. Measured 2026-11 on a CPU, SparseUNet-34: 7 %
+less for 100 000 voxels, nothing for 40 000, whose peak lies elsewhere. Guarded by tests/layers/test_norm_relu.py.
 """
 
 from __future__ import annotations

@@ -22,6 +22,11 @@ from .tiles import Tile, tiles
 from .workspace import release_scratch as release_scratch
 from .workspace import scratch
 
+# Buffers that the backward pass gathers rows into, in turn. Writing to one that a product has just read from waits for
+# the caches of both cores: with 8 instead of 1 the gradients of a convolution take 11 to 26 % less (2026-11, 2 CPU
+# cores; the forward pass gains nothing).
+GATHER_BUFFERS = 8
+
 
 def submanifold_conv(feat: Tensor, weight: Tensor, voxels: Voxels) -> Tensor:
     """(N, C_in), (C_out, k, k, k, C_in) -> (N, C_out)."""
@@ -98,7 +103,7 @@ def _gather_multiply_sum(feat: Tensor, weights: Sequence[Tensor], kmap: KernelMa
         # Views of all offsets at once: a Python slice each took 3 % of a forward pass.
         places = products.split(tile.sizes)
         for offset, source, place in zip(tile.offsets, tile.sources, places, strict=True):
-            torch.mm(_gather("gathered", feat, tile, offset, source, kmap), weights[offset], out=place)
+            torch.mm(_gather("gathered0", feat, tile, offset, source, kmap), weights[offset], out=place)
         out[tile.rows] = tile.sum_by_row(products)
     return out
 
@@ -121,11 +126,12 @@ def _gradients(
         products = scratch("products", (tile.num_pairs, width), grad) if wants_feat else None
         places = () if products is None else products.split(tile.sizes)
         for i, (offset, source) in enumerate(zip(tile.offsets, tile.sources, strict=True)):
-            gathered = _gather("gathered", grad, tile, offset, source, transposed)  # (P_k, C_out)
+            turn = i % GATHER_BUFFERS
+            gathered = _gather(f"gathered{turn}", grad, tile, offset, source, transposed)  # (P_k, C_out)
             if products is not None:
                 torch.mm(gathered, weights[offsets[offset]], out=places[i])
             if feat is not None:
-                read = _gather("read", feat, tile, offset, tile.targets[i], transposed)  # (P_k, C_in)
+                read = _gather(f"read{turn}", feat, tile, offset, tile.targets[i], transposed)  # (P_k, C_in)
                 add_product(sums[offsets[offset]], gathered.t(), read)
         if products is not None and grad_feat is not None:
             grad_feat[tile.rows] = tile.sum_by_row(products)
