@@ -7,14 +7,15 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ..sparse import SparseTensor, SubMConv3d
+from .norm_relu import recomputed
 from .norms import Prompt
 
 NormLayer = Callable[[int], nn.Module]  # number of features -> BatchNorm or PromptDrivenNorm
 
 
-def apply_norm(norm: nn.Module, x: SparseTensor, prompt: Prompt | None) -> Tensor:
-    """Normalized features (N, C): with the batch's prompt where there is one."""
-    return norm(x.feat) if prompt is None else norm(x.feat, prompt, x.batch)
+def apply_norm(norm: nn.Module, x: SparseTensor, prompt: Prompt | None, *, relu: bool = False) -> Tensor:
+    """Normalized features (N, C): with the batch's prompt where there is one, and a ReLU after it where asked for."""
+    return norm(x.feat, relu=relu) if prompt is None else norm(x.feat, prompt, x.batch, relu=relu)
 
 
 class ConvNorm(nn.Module):
@@ -27,7 +28,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: SparseTensor, *args: SparseTensor, prompt: Prompt | None = None) -> SparseTensor:
         out = self.conv(x, *args)
-        return out.with_feat(apply_norm(self.norm, out, prompt).relu_())
+        return out.with_feat(apply_norm(self.norm, out, prompt, relu=True))
 
 
 class ResidualBlock(nn.Module):
@@ -48,5 +49,7 @@ class ResidualBlock(nn.Module):
         if self.shortcut_norm is not None:
             shortcut = shortcut.with_feat(apply_norm(self.shortcut_norm, shortcut, prompt))
         out = self.conv1(x)
-        out = self.conv2(out.with_feat(apply_norm(self.norm1, out, prompt).relu_()))
+        hidden = out.with_feat(apply_norm(self.norm1, out, prompt, relu=True))
+        with recomputed(hidden.feat):
+            out = self.conv2(hidden)
         return out.with_feat(apply_norm(self.norm2, out, prompt).add_(shortcut.feat).relu_())

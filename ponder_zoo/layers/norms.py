@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .norm_relu import batch_norm_relu, keep_activations
 from .sync_norm import synchronized_norm, update_statistics
 
 _keep_statistics: ContextVar[bool] = ContextVar("keep_statistics", default=False)
@@ -26,7 +27,8 @@ def keep_statistics() -> Iterator[None]:
     """
     token = _keep_statistics.set(True)
     try:
-        yield
+        with keep_activations():  # the second pass must save what the first one did
+            yield
     finally:
         _keep_statistics.reset(token)
 
@@ -43,12 +45,31 @@ class BatchNorm(nn.BatchNorm1d):
     def __init__(self, num_features: int, *, affine: bool = True, eps: float = 1e-3, momentum: float = 0.01) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum, affine=affine)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C) -> (N, C)."""
-        return self.normalize(input, self.weight, self.bias)
+    def forward(self, input: Tensor, *, relu: bool = False) -> Tensor:
+        """(N, C) -> (N, C), with a ReLU after it where asked for."""
+        return self.normalize(input, self.weight, self.bias, relu=relu)
 
-    def normalize(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def normalize(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None, *, relu: bool = False) -> Tensor:
         """Normalize with this norm's statistics and the given scale and shift (C,)."""
+        if relu and self._keeps_one_tensor(feat):
+            return self._normalize_relu(feat, weight, bias)
+        out = self._normalize(feat, weight, bias)
+        return out.relu_() if relu else out
+
+    def _keeps_one_tensor(self, feat: Tensor) -> bool:
+        trains = self.training and torch.is_grad_enabled() and len(feat) > 1
+        return trains and not self.synchronized and feat.dtype in (torch.float32, torch.float64)
+
+    def _normalize_relu(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        update = not _keep_statistics.get()
+        if update:
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        statistics = {"running_mean": self.running_mean, "running_var": self.running_var}
+        momentum = self.momentum if update else 0.0
+        return batch_norm_relu(feat, weight, bias, **statistics, momentum=momentum, eps=self.eps)
+
+    def _normalize(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         dtype = torch.promote_types(feat.dtype, torch.float32)
         if self.reduces or (self.synchronized and self.training and len(feat) > 1 and feat.device.type == "cpu"):
             return self._normalize_synchronized(feat.to(dtype), weight, bias).to(feat.dtype)
@@ -119,12 +140,12 @@ class PromptDrivenNorm(nn.Module):
         self.norms = nn.ModuleList(BatchNorm(num_features, affine=affine) for _ in range(num_conditions))
         self.modulation = nn.Linear(context_dim, 2 * num_features)
 
-    def forward(self, feat: Tensor, prompt: Prompt, batch: Tensor) -> Tensor:
-        """(N, C) features of the scenes `batch` (N,) -> (N, C)."""
+    def forward(self, feat: Tensor, prompt: Prompt, batch: Tensor, *, relu: bool = False) -> Tensor:
+        """(N, C) features of the scenes `batch` (N,) -> (N, C), with a ReLU after it where asked for."""
         shift, scale = self._modulation(prompt.context)  # (G, C) each
         rows = prompt.rows(batch)
         if rows is None and not self._norm(0).reduces:
-            return self._apply_norm(prompt.conditions[0], feat, shift[0], scale[0])
+            return self._apply_norm(prompt.conditions[0], feat, shift[0], scale[0], relu=relu)
         if rows is None:
             rows = [torch.arange(len(feat), device=feat.device)]
         groups = {condition: group for group, condition in enumerate(prompt.conditions)}
@@ -137,7 +158,7 @@ class PromptDrivenNorm(nn.Module):
             place = 0 if group is None else group  # no row reads the context of an absent condition
             part = self._apply_norm(condition, feat.index_select(0, index), shift[place], scale[place])
             out = out.index_copy(0, index, part)
-        return out
+        return out.relu_() if relu else out
 
     def _norm(self, condition: int) -> BatchNorm:
         return cast(BatchNorm, self.norms[condition])
@@ -147,10 +168,10 @@ class PromptDrivenNorm(nn.Module):
             shift, scale = self.modulation(F.silu(context)).chunk(2, dim=-1)
         return shift, scale
 
-    def _apply_norm(self, condition: int, feat: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def _apply_norm(self, condition: int, feat: Tensor, shift: Tensor, scale: Tensor, *, relu: bool = False) -> Tensor:
         # The norm's own scale and shift are folded with the context's: two passes over (N, C) less.
         norm = self._norm(condition)
         weight = 1.0 + scale
         if norm.affine:
             weight, shift = norm.weight * weight, norm.bias * weight + shift
-        return norm.normalize(feat, weight, shift)
+        return norm.normalize(feat, weight, shift, relu=relu)

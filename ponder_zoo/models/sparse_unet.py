@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -21,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..heads.text import TextAlignedHead
 from ..layers.blocks import ConvNorm, NormLayer, ResidualBlock
+from ..layers.norm_relu import keep_activations
 from ..layers.norms import BatchNorm, Prompt, PromptDrivenNorm, keep_statistics
 from ..ops.grid_sample import grid_index
 from ..ops.segment import segment_mean
@@ -292,7 +292,7 @@ class SparseUNet(nn.Module):
     def _stage(self, stage: nn.Module, x: SparseTensor, *args: SparseTensor, prompt: Prompt | None) -> SparseTensor:
         if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
             return stage(x, *args, prompt=prompt)
-        contexts = lambda: (nullcontext(), keep_statistics())  # noqa: E731
+        contexts = lambda: (keep_activations(), keep_statistics())  # noqa: E731
         return cast(SparseTensor, checkpoint(stage, x, *args, prompt=prompt, use_reentrant=False, context_fn=contexts))
 
     def _prepare(self, points: PointBatch) -> tuple[SparseTensor, Tensor, Prompt | None]:

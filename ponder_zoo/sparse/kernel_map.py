@@ -77,26 +77,31 @@ def _search_neighbours(voxels: Voxels, reach: int) -> Tensor:
     """(K, N) table by binary search in the sorted keys.
 
     The neighbours of a voxel along z follow each other in the sorted keys, so one search per (x, y) column finds the
-    lowest and the others are found by stepping. Offsets come in mirrored pairs: half of the columns give all pairs.
-    Measured 2026-11 on 2 CPU cores, 100 000 voxels of a room: 19 ms for 27 offsets, 71 ms for 125.
+    lowest and the others are found by stepping, in all columns at once. Offsets come in mirrored pairs: half of the
+    columns give all pairs.
     """
-    key, layout, size = voxels.key, voxels.layout, 2 * reach + 1
-    table = torch.full((size**3, len(key)), -1, dtype=torch.int32, device=key.device)
-    table[size**3 // 2] = torch.arange(len(key), dtype=torch.int32, device=key.device)
+    key, layout, size, count = voxels.key, voxels.layout, 2 * reach + 1, len(voxels)
+    table = torch.full((size**3, count), -1, dtype=torch.int32, device=key.device)
+    table[size**3 // 2] = torch.arange(count, dtype=torch.int32, device=key.device)
+    middle = size**2 // 2  # the last column; its voxels above are the mirror of those below
+    step = [layout.step(column // size - reach, column % size - reach, -reach) for column in range(middle + 1)]
+    lowest = key + torch.tensor(step, dtype=key.dtype, device=key.device)[:, None]  # (columns, N)
     # One row past the end for searches that end there; no neighbour's key reaches the largest integer.
     padded = torch.cat([key, key.new_full((1,), torch.iinfo(key.dtype).max)])
-    middle = size**2 // 2
-    for column in range(middle + 1):
-        dx, dy = column // size - reach, column % size - reach
-        row = torch.searchsorted(key, key + layout.step(dx, dy, -reach), out_int32=True)
-        for dz in range(-reach, reach + 1 if column < middle else 0):
-            found = padded.index_select(0, row) == key + layout.step(dx, dy, dz)
-            target = found.nonzero()[:, 0]
-            source = row.index_select(0, target)
-            offset = column * size + dz + reach
-            table[offset].index_copy_(0, target, source)
-            table[-1 - offset].index_copy_(0, source.long(), target.int())
-            row += found
+    row = torch.searchsorted(key, lowest, out_int32=True)
+    flat = table.view(-1)
+    for dz in range(size):
+        columns = middle + 1 if dz < reach else middle
+        row, lowest = row[:columns], lowest[:columns]
+        found = padded.index_select(0, row.flatten()).view_as(row) == lowest + dz
+        pair = found.flatten().nonzero()[:, 0]  # column * N + target
+        source = row.flatten().index_select(0, pair)
+        column = pair.div(count, rounding_mode="floor")
+        target = pair - column * count
+        offset = column * size + dz
+        flat.index_copy_(0, offset * count + target, source)
+        flat.index_copy_(0, (size**3 - 1 - offset) * count + source, target.int())
+        row = row + found
     return table
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ponder_zoo.sparse import DownConv3d, SparseTensor, SubMConv3d, UpConv3d, backends, coarsening, submanifold_map
+from ponder_zoo.sparse.backends import dense, tiles
 from ponder_zoo.sparse.backends import torch as torch_backend
 from ponder_zoo.sparse.kernel_map import KernelMap
 
@@ -111,7 +112,7 @@ def test_gradients_are_those_of_finite_differences(kind: str, in_chans: int) -> 
 
 @pytest.mark.parametrize("kind", list(SIZES))
 @settings(max_examples=8, deadline=None)
-@given(count=st.integers(1, 60), in_chans=st.integers(1, 12), out_chans=st.integers(1, 12), seed=st.integers(0, 99))
+@given(count=st.integers(1, 60), in_chans=st.integers(1, 40), out_chans=st.integers(1, 40), seed=st.integers(0, 99))
 def test_fast_form_equals_the_reference(kind: str, count: int, in_chans: int, out_chans: int, seed: int) -> None:
     x, _ = random_tensor(count, 1, seed)
     kmap = maps_of_all_kinds(x)[kind]
@@ -123,9 +124,9 @@ def test_fast_form_equals_the_reference(kind: str, count: int, in_chans: int, ou
     torch.testing.assert_close(grads[0], grads[1])
 
 
-@pytest.mark.parametrize("fill", [0.0, 2.0])  # always or never in dense form
-def test_dense_form_equals_the_reference(fill: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_backend, "DENSE_MIN_FILL", fill)
+@pytest.mark.parametrize("limit", [0, 8])  # never or always in dense form
+def test_dense_form_equals_the_reference(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "DENSE_MAX_CHANNELS", limit)
     x, feat = random_tensor(80, 3, dtype=torch.float64)
     weight = torch.randn(5, 5, 5, 5, 3, dtype=torch.float64, requires_grad=True)
     kmap = submanifold_map(x.voxels, 5)
@@ -140,8 +141,8 @@ def test_tiles_do_not_change_the_result(in_chans: int, monkeypatch: pytest.Monke
     weight = torch.randn(5, 3, 3, 3, in_chans, dtype=torch.float64, requires_grad=True)
     results = []
     for size in (10_000, 7):
-        monkeypatch.setattr(torch_backend, "TILE_PAIRS", size)
-        monkeypatch.setattr(torch_backend, "DENSE_TILE", size)
+        monkeypatch.setattr(tiles, "TILE_PAIRS", size)
+        monkeypatch.setattr(dense, "DENSE_TILE", size)
         x, feat = random_tensor(150, in_chans, dtype=torch.float64)
         out = torch_backend.conv(x.feat, weight, submanifold_map(x.voxels, 3))
         results.append((out, *torch.autograd.grad(out.square().sum(), (feat, weight))))

@@ -1,0 +1,104 @@
+"""Batch norm and ReLU that keep one tensor for the backward pass: the norm's input.
+
+The norm's output is what the next convolution's gradient needs. It is computed again there, in one pass over it, which
+takes a quarter of the tensors of a residual block out of training memory. Measured 2026-11 on a CPU, SparseUNet-34: 7 %
+less for 100 000 voxels, nothing for 40 000, whose peak lies elsewhere. Guarded by tests/layers/test_norm_relu.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import saved_tensors_hooks
+
+_keep_activations: ContextVar[bool] = ContextVar("keep_activations", default=False)
+
+
+@contextmanager
+def keep_activations() -> Iterator[None]:
+    """Inside, `recomputed` does nothing. Activation checkpointing has hooks of its own, which must see every tensor."""
+    token = _keep_activations.set(True)
+    try:
+        yield
+    finally:
+        _keep_activations.reset(token)
+
+
+def batch_norm_relu(
+    feat: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """ReLU of a batch norm in train mode, (N, C) -> (N, C), N > 1. Moves the running statistics by `momentum`."""
+    return cast(Tensor, _NormReLU.apply(feat, weight, bias, running_mean, running_var, momentum, eps))
+
+
+@contextmanager
+def recomputed(activation: Tensor) -> Iterator[None]:
+    """Inside, autograd keeps no `activation` of `batch_norm_relu`: the backward pass computes it again."""
+    node = activation.grad_fn
+    if not isinstance(node, _NormReLU._backward_cls) or _keep_activations.get():  # type: ignore[attr-defined]
+        yield
+        return
+
+    def recompute() -> Tensor:
+        feat, weight, bias, mean, scale = cast(Any, node).saved_tensors
+        with torch.no_grad():
+            return _activation(feat, mean, scale, weight, bias)
+
+    def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
+        is_it = saved.data_ptr() == activation.data_ptr() and saved.shape == activation.shape
+        return recompute if is_it and saved.dtype == activation.dtype else saved
+
+    def unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:
+        return kept if isinstance(kept, Tensor) else kept()
+
+    with saved_tensors_hooks(pack, unpack):
+        yield
+
+
+def _activation(feat: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    # Twice the same operations, so that both passes agree on which values are zero.
+    factor = scale if weight is None else scale * weight
+    shift = -mean * factor if bias is None else bias - mean * factor
+    return torch.addcmul(shift, feat, factor).relu_()
+
+
+class _NormReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        feat: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        mean, variance = torch.batch_norm_update_stats(feat, running_mean, running_var, momentum)
+        scale = (variance + eps).rsqrt()
+        ctx.save_for_backward(feat, weight, bias, mean, scale)
+        ctx.eps = eps
+        return _activation(feat, mean, scale, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        feat, weight, bias, mean, scale = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grads[0], _activation(feat, mean, scale, weight, bias), 0)
+        wants = [True, weight is not None, bias is not None]
+        backward = torch.ops.aten.native_batch_norm_backward
+        result = backward(grad, feat, weight, None, None, mean, scale, True, ctx.eps, wants)
+        return (*result, None, None, None, None)
