@@ -98,7 +98,7 @@ def run_stages(plan: Plan, wanted: Iterable[str], output: Path) -> int:
             continue
         begin = time.monotonic()
         try:
-            result = STAGES[name](plan)
+            result: dict[str, Any] = STAGES[name](plan)
         except Exception:
             failed = True
             result = {"error": traceback.format_exc(limit=6)}

@@ -60,20 +60,6 @@ def cases() -> Iterator[Case]:
             aim=0.25 if peer == "good" else None,
             metric="memory",
         )
-    yield Case(
-        name="render/memory/recompute",
-        peer="ours without recomputation",
-        ours=lambda: _ours(recompute=True),
-        theirs=_ours,
-        metric="memory",
-    )
-    yield Case(
-        name="render/train/recompute",
-        peer="ours without recomputation",
-        ours=lambda: _ours(recompute=True),
-        theirs=_ours,
-        repeats=5,
-    )
     for size in ((120, 160), (240, 320)):  # memory grows with the image only by what is returned
         yield Case(
             name=f"render/image_memory/{size[1]}x{size[0]}",
@@ -150,9 +136,8 @@ def make_peer(sampler: Literal["naive", "good"], like: Any) -> OfficialRenderer:
     return peer
 
 
-def _ours(recompute: bool = False) -> Call:
+def _ours() -> Call:
     inputs, renderer = make_inputs(), make_renderer()
-    renderer.recompute = recompute
     feat = inputs.feat.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
     volume, rays, targets, weights = FeatureVolume(feat, inputs.grid), inputs.rays, inputs.targets, official_weights()
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..ops.gradient_pool import pool_gradients, ready_for_lookups
 from ..structures import FeatureVolume, FieldOutput, RayBundle, RaySamples, RenderOutput
@@ -31,9 +30,6 @@ class AbstractSurfaceRenderer(nn.Module, abc.ABC):
     sampler_frame: Literal["metres", "official"]  # official: the importance sampler's lookup is not normalised
     background: float  # grey level where rays meet nothing
     depth_at: Literal["start", "middle"]  # where in its interval `alpha` puts the opacity
-    recompute: bool = (
-        False  # compute the inner tensors of a chunk again in the backward pass: 4 % less memory, 1.3 x slower
-    )
     samples_per_chunk: int | None = None  # 0: all rays in one pass; None: 16,384 on a CPU, one pass elsewhere
 
     @abc.abstractmethod
@@ -63,12 +59,8 @@ class AbstractSurfaceRenderer(nn.Module, abc.ABC):
             pooled = _map_volumes(pool_gradients, volume)
             parts = []
             for rays in chunks:
-                inputs = samples.map(lambda value, rays=rays: value[:, rays]), valid[:, rays], pooled
-                if self.recompute:
-                    part = checkpoint(self._render, *inputs, use_reentrant=False, preserve_rng_state=False)
-                else:
-                    part = self._render(*inputs)
-                parts.append(part)
+                chunk = samples.map(lambda value, rays=rays: value[:, rays])
+                parts.append(self._render(chunk, valid[:, rays], pooled))
             return dataclasses.replace(_join_rays(parts), samples=samples)
 
     def _chunks(self, t: Tensor) -> list[slice]:

@@ -16,8 +16,8 @@ FOUND = {"version": "3.6.0"}
 @pytest.mark.parametrize(
     ("capability", "spconv", "triton", "expected"),
     [
-        ((9, 0), True, True, "triton"),
-        ((8, 0), False, True, "triton"),
+        ((9, 0), True, True, "spconv"),
+        ((8, 0), False, True, "torch"),
         ((7, 5), True, True, "spconv"),
         ((7, 5), False, True, "torch"),
         ((9, 0), True, False, "spconv"),
@@ -38,8 +38,8 @@ def test_auto_on_a_gpu_is_the_first_that_works(
 
 def test_doctor_chooses_by_the_same_rule() -> None:
     works = {"torch": ("cpu", "cuda"), "spconv": ("cpu", "cuda"), "triton": ("cuda",)}
-    assert _automatic(("cpu", "cuda"), works) == {"cpu": "torch", "cuda": "triton"}
-    assert _automatic(("cpu", "cuda"), works | {"triton": ()}) == {"cpu": "torch", "cuda": "spconv"}
+    assert _automatic(("cpu", "cuda"), works) == {"cpu": "torch", "cuda": "spconv"}
+    assert _automatic(("cpu", "cuda"), works | {"spconv": ()}) == {"cpu": "torch", "cuda": "torch"}
     assert _automatic(("cpu",), {"torch": ("cpu",), "spconv": (), "triton": ()}) == {"cpu": "torch"}
 
 

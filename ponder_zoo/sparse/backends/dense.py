@@ -1,8 +1,7 @@
 """Sparse convolution of few channels: all offsets of a row at once, with zeros for the absent neighbours.
 
 With so few input channels (the 5x5x5 stem), multiplying zeros is cheaper than sorting the pairs: 49 against 185 ms for
-100 000 voxels with 44 of 125 neighbours, 25 against 20 ms and some 40 ms of sorting for 40 000 with 4 (2026-11, 2 CPU
-cores).
+100 000 voxels with 44 of 125 neighbours, 25 against 20 ms and the sorting for 40 000 with 4 (2026-11, 2 CPU cores).
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ are used is in `triton_tuning`, what is derived from a table in `triton_plan`.
 On CPU tensors it runs in Triton's interpreter only (TRITON_INTERPRET=1 before Python starts), slowly: it is for tests.
 """
 
+# pyright does not know how triton compiles: that launches take constants, and that a loaded value is a tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -291,7 +294,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def _allows_tf32() -> bool:
-    return torch.backends.cuda.matmul.allow_tf32
+    return bool(torch.backends.cuda.matmul.allow_tf32)
 
 
 def _precision(dtype: torch.dtype) -> str:

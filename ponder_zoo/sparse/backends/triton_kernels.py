@@ -4,6 +4,9 @@ All of them loop over a neighbour table (K, N) int32 with -1 for "no voxel". Sha
 run-time arguments, so a kernel is compiled once per block size and precision and not once per layer or batch.
 """
 
+# pyright does not know how triton compiles: that launches take constants, and that a loaded value is a tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
+
 from __future__ import annotations
 
 import triton

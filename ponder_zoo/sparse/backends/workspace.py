@@ -1,7 +1,7 @@
 """Memory that survives from one convolution to the next.
 
-On CPU fresh buffers of this size cost a system call and page faults in every convolution: kept ones made the whole
-network 1.5 times as fast. Other devices have a caching allocator.
+On CPU fresh buffers of this size cost a system call and page faults in every convolution. Other devices have a caching
+allocator.
 """
 
 from __future__ import annotations
