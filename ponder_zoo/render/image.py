@@ -31,7 +31,7 @@ def render_image(
         intrinsics: (3, 3) pixels, of the full image.
         cam_to_world: (4, 4) metres; OpenCV axes.
         image_size: (H, W) of the full image.
-        chunk: rays per pass; bounds the memory and changes nothing else.
+        chunk: rays per pass; bounds the memory besides that of the images and changes nothing else.
         stride: render every stride-th column and row, starting with the first.
         near: distance from the camera where rays start, metres.
 
@@ -57,13 +57,16 @@ def render_image(
     origins, directions, z_to_ray = pixel_rays(pixels.reshape(1, -1, 2), intrinsics, cam_to_world)
     bounds = (volume if not isinstance(volume, tuple) else volume[0]).grid.bounds
     rays = RayBundle(origins, directions, *ray_box(origins, directions, bounds, near=near))
-    training = renderer.training
+    training, images = renderer.training, dict[str, Tensor]()
     renderer.eval()
     try:
-        parts = [_images(renderer(_slice(rays, start, start + chunk), volume)) for start in _starts(rays, chunk)]
+        for start in range(0, height * width, chunk):
+            for name, value in _images(renderer(_slice(rays, start, start + chunk), volume)).items():
+                if name not in images:
+                    images[name] = value.new_empty(height * width, *value.shape[1:])
+                images[name][start : start + len(value)] = value
     finally:
         renderer.train(training)
-    images = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     images["depth"] = images["depth"] / z_to_ray[0]
     return {name: value.view(height, width, *value.shape[1:]) for name, value in images.items()}
 
@@ -74,10 +77,6 @@ def _pixels(image_size: tuple[int, int], stride: int, device: torch.device) -> T
     columns = torch.arange(0, image_size[1], stride, device=device, dtype=torch.float32)
     v, u = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([u, v], -1)
-
-
-def _starts(rays: RayBundle, chunk: int) -> range:
-    return range(0, rays.near.shape[1], chunk)
 
 
 def _slice(rays: RayBundle, start: int, end: int) -> RayBundle:
