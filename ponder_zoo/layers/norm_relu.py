@@ -47,8 +47,11 @@ def batch_norm_relu(
 @contextmanager
 def recomputed(activation: Tensor) -> Iterator[None]:
     """Inside, autograd keeps no `activation` of `batch_norm_relu`: the backward pass computes it again."""
+    if torch.compiler.is_compiling() or _keep_activations.get():  # a compiler cannot look at nodes of the graph
+        yield
+        return
     node = activation.grad_fn
-    if not isinstance(node, _NormReLU._backward_cls) or _keep_activations.get():  # type: ignore[attr-defined]
+    if not isinstance(node, _NormReLU._backward_cls):  # type: ignore[attr-defined]
         yield
         return
 

@@ -57,7 +57,7 @@ class BatchNorm(nn.BatchNorm1d):
         return out.relu_() if relu else out
 
     def _keeps_one_tensor(self, feat: Tensor) -> bool:
-        trains = self.training and torch.is_grad_enabled() and len(feat) > 1
+        trains = self.training and torch.is_grad_enabled() and len(feat) > 1 and not torch.compiler.is_compiling()
         return trains and not self.synchronized and feat.dtype in (torch.float32, torch.float64)
 
     def _normalize_relu(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
