@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..kernel_map import Coarsening, KernelMap, submanifold_map
-from ..voxels import Voxels
+from ..kernel_map import KernelMap
+from .by_map import by_map
 from .dense import dense_forward, dense_weight_gradient, prefers_dense
 from .precision import accumulator, add_product
 from .tiles import Tile, tiles
@@ -26,21 +26,6 @@ from .workspace import scratch
 # the caches of both cores: with 8 instead of 1 the gradients of a convolution take 11 to 26 % less (2026-11, 2 CPU
 # cores; the forward pass gains nothing).
 GATHER_BUFFERS = 8
-
-
-def submanifold_conv(feat: Tensor, weight: Tensor, voxels: Voxels) -> Tensor:
-    """(N, C_in), (C_out, k, k, k, C_in) -> (N, C_out)."""
-    return conv(feat, weight, submanifold_map(voxels, weight.shape[1]))
-
-
-def down_conv(feat: Tensor, weight: Tensor, step: Coarsening) -> Tensor:
-    """(N_fine, C_in), (C_out, 2, 2, 2, C_in) -> (N_coarse, C_out)."""
-    return conv(feat, weight, step.down)
-
-
-def up_conv(feat: Tensor, weight: Tensor, step: Coarsening) -> Tensor:
-    """(N_coarse, C_in), (C_out, 2, 2, 2, C_in) -> (N_fine, C_out)."""
-    return conv(feat, weight, step.up)
 
 
 def conv_reference(feat: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
@@ -58,6 +43,9 @@ def conv(feat: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
     Sums are accumulated in float32 for lower precisions. (N_in, C_in), (C_out, kx, ky, kz, C_in) -> (N_out, C_out).
     """
     return cast(Tensor, _SparseConv.apply(feat, weight, kmap))
+
+
+submanifold_conv, down_conv, up_conv = by_map(conv)
 
 
 class _SparseConv(torch.autograd.Function):

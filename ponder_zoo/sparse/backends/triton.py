@@ -24,32 +24,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..kernel_map import Coarsening, KernelMap, submanifold_map
-from ..voxels import Voxels
+from ..kernel_map import KernelMap
 from . import triton_kernels as kernels
 from . import triton_plan as plan
 from . import triton_tuning as tuning
+from .by_map import by_map
+from .precision import accumulator
 from .triton_tuning import Config, Problem
 
 INTERPRETED = not isinstance(kernels.conv_kernel, triton.JITFunction)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _SUM_BLOCK = 1024  # entries per program of the kernels that add partial sums
-
-
-def submanifold_conv(feat: Tensor, weight: Tensor, voxels: Voxels) -> Tensor:
-    """(N, C_in), (C_out, k, k, k, C_in) -> (N, C_out)."""
-    return conv(feat, weight, submanifold_map(voxels, weight.shape[1]))
-
-
-def down_conv(feat: Tensor, weight: Tensor, step: Coarsening) -> Tensor:
-    """(N_fine, C_in), (C_out, 2, 2, 2, C_in) -> (N_coarse, C_out)."""
-    return conv(feat, weight, step.down)
-
-
-def up_conv(feat: Tensor, weight: Tensor, step: Coarsening) -> Tensor:
-    """(N_coarse, C_in), (C_out, 2, 2, 2, C_in) -> (N_fine, C_out)."""
-    return conv(feat, weight, step.up)
 
 
 def conv(feat: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
@@ -60,6 +46,9 @@ def conv(feat: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
     """
     _check(feat, weight)
     return cast(Tensor, _SparseConv.apply(feat, weight, kmap))
+
+
+submanifold_conv, down_conv, up_conv = by_map(conv)
 
 
 @torch.no_grad()
@@ -225,10 +214,10 @@ def _launch_conv(
     blocks = plan.row_blocks(kmap, config.rows)
     table, order = blocks.sorted.table, blocks.sorted.order
     num_out, chans_out = out.shape
-    accumulator = _accumulator(feat.dtype)
+    total_dtype = accumulator(feat.dtype)
     partial = out
     if config.splits > 1:
-        partial = out.new_empty(config.splits, num_out, chans_out, dtype=accumulator)
+        partial = out.new_empty(config.splits, num_out, chans_out, dtype=total_dtype)
     pointers, switches = epilogue.arguments(out)
     within = switches if config.splits == 1 else dict.fromkeys(switches, False)
     grid = (len(blocks.counts) * -(-chans_out // config.outs), config.splits)
@@ -273,7 +262,7 @@ def _launch_weight_gradient(
     sizes = (chunk, flat.chans_in, flat.chans_out, *flat.steps, out.numel())
     partial = out
     if config.splits > 1:
-        partial = out.new_empty(config.splits, *out.shape, dtype=_accumulator(out.dtype))
+        partial = out.new_empty(config.splits, *out.shape, dtype=accumulator(out.dtype))
     blocks = -(-flat.chans_in // config.ins) * -(-flat.chans_out // config.outs)
     kernels.weight_gradient_kernel[(blocks, volume, config.splits)](
         feat, grad, partial, kmap.table, pairs.rows, pairs.counts, num_out, *sizes,
@@ -287,10 +276,6 @@ def _launch_weight_gradient(
 
 
 # Precision and choice of configuration --------------------------------------------------------------------------------
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _allows_tf32() -> bool:
