@@ -61,27 +61,27 @@ class BatchNorm(nn.BatchNorm1d):
         return trains and not self.synchronized and feat.dtype in (torch.float32, torch.float64)
 
     def _normalize_relu(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        update = not _keep_statistics.get()
-        if update:
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        assert self.running_mean is not None and self.running_var is not None
         statistics = {"running_mean": self.running_mean, "running_var": self.running_var}
-        momentum = self.momentum if update else 0.0
-        return batch_norm_relu(feat, weight, bias, **statistics, momentum=momentum, eps=self.eps)
+        return batch_norm_relu(feat, weight, bias, **statistics, momentum=self._count_batch(), eps=self.eps)
 
     def _normalize(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         dtype = torch.promote_types(feat.dtype, torch.float32)
         if self.reduces or (self.synchronized and self.training and len(feat) > 1 and feat.device.type == "cpu"):
             return self._normalize_synchronized(feat.to(dtype), weight, bias).to(feat.dtype)
         training = self.training and len(feat) > 1
-        update = training and not _keep_statistics.get()
-        if update:
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        momentum = self.momentum if update else 0.0
+        momentum = self._count_batch() if training else 0.0
         out = F.batch_norm(
-            feat.to(dtype), self.running_mean, self.running_var, weight, bias, training, momentum or 0.0, self.eps
+            feat.to(dtype), self.running_mean, self.running_var, weight, bias, training, momentum, self.eps
         )
         return out.to(feat.dtype)
+
+    def _count_batch(self) -> float:
+        """The share by which this batch moves the running statistics; counts it if it does."""
+        if _keep_statistics.get():
+            return 0.0
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        return self.momentum or 0.0
 
     @property
     def reduces(self) -> bool:
