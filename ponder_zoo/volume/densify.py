@@ -45,14 +45,12 @@ def occupied_cells_official(
     """What `densify_official` gives, as its occupied cells alone; None where a scene has to be interpolated."""
     _check_scenes(points, grid)
     X, Y, Z = grid.shape
-    batch, scale = points.batch, metres_per_unit.to(points.coord)
-    steps = (scale / grid_size).floor() + 2.0  # (B,)
+    step, steps = _official_steps(points, grid, metres_per_unit, grid_size)
     if bool((steps < min(grid.shape)).any()):
         return None
-    step = ((points.coord - grid.bounds[batch, 0]) * scale[batch, None] / grid_size).floor()  # (N, 3)
-    cell = (step / (steps[:, None] / step.new_tensor(grid.shape))[batch]).floor().long()
-    x, y, z = cell.clamp(min=0).minimum(cell.new_tensor(grid.shape) - 1).unbind(-1)
-    return average_in_cells(points, ((batch * Z + z) * Y + y) * X + x, (points.batch_size, Z, Y, X))
+    batch = points.batch
+    index = batch * (Z * Y * X) + _official_index(step, steps[batch, None], grid.shape)
+    return average_in_cells(points, index, (points.batch_size, Z, Y, X))
 
 
 def densify_official(
@@ -72,22 +70,36 @@ def densify_official(
         grid_size: metres, the rounding step.
     """
     _check_scenes(points, grid)
-    corner, scale = grid.bounds[:, 0], metres_per_unit.to(points.coord)  # (B, 3), (B,)
-    batch = points.batch
-    step = ((points.coord - corner[batch]) * scale[batch, None] / grid_size).floor()  # (N, 3)
+    step, all_steps = _official_steps(points, grid, metres_per_unit, grid_size)
     volumes = []
-    for b, steps in enumerate(((scale / grid_size).floor() + 2.0).tolist()):
+    for b, steps in enumerate(all_steps.tolist()):
         # R differs between scenes, and with it the shape of what is interpolated: hence the loop.
-        shape = grid.shape if steps >= min(grid.shape) else (int(steps),) * 3
+        R = int(steps)
+        shape = grid.shape if steps >= min(grid.shape) else (R, R, R)
         X, Y, Z = shape
-        cell = (step / (steps / step.new_tensor(shape))).floor().long()
-        x, y, z = cell.clamp(min=0).minimum(cell.new_tensor(shape) - 1).unbind(-1)
-        index = ((z * Y + y) * X + x).masked_fill(batch != b, Z * Y * X)
+        index = _official_index(step, steps, shape).masked_fill(points.batch != b, Z * Y * X)
         feat = segment_mean(_full(points.feat), index, Z * Y * X).view(1, Z, Y, X, -1).movedim(-1, 1)
         if shape != grid.shape:
             feat = F.interpolate(feat, grid.shape[::-1], mode="trilinear", align_corners=False)
         volumes.append(feat)
     return FeatureVolume(torch.cat(volumes), grid)
+
+
+def _official_steps(
+    points: PointBatch, grid: VolumeGrid, metres_per_unit: Tensor, grid_size: float
+) -> tuple[Tensor, Tensor]:
+    """Coordinates in steps of `grid_size` (N, 3), and R, how many span the cells of an axis, for each scene (B,)."""
+    batch, scale = points.batch, metres_per_unit.to(points.coord)
+    step = ((points.coord - grid.bounds[batch, 0]) * scale[batch, None] / grid_size).floor()
+    return step, (scale / grid_size).floor() + 2.0
+
+
+def _official_index(step: Tensor, steps: Tensor | float, shape: tuple[int, int, int]) -> Tensor:
+    """Row of each point's cell in a (Z Y X) table: (N,) int64, for (N, 3) steps of which `steps` span an axis."""
+    X, Y, _ = shape
+    cell = (step / (steps / step.new_tensor(shape))).floor().long()
+    x, y, z = cell.clamp(min=0).minimum(cell.new_tensor(shape) - 1).unbind(-1)
+    return (z * Y + y) * X + x
 
 
 def official_lookup_grid(grid: VolumeGrid, *, padding: float = 0.1) -> VolumeGrid:
