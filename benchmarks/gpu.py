@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,17 +29,16 @@ import torch
 from torch import Tensor
 
 from ponder_zoo.files import write_atomic
-from ponder_zoo.models.sparse_unet import SparseUNet
+from ponder_zoo.models.sparse_unet import SIZES, SparseUNet
 from ponder_zoo.sparse import KernelMap, SparseTensor, coarsening, submanifold_map, voxelize
 from ponder_zoo.structures import PointBatch
 
-from .machine import ROOT
+from .machine import ROOT, commit, describe
 
 PRECISIONS = ("float16", "bfloat16", "tf32")
 SPCONV_PRECISIONS = ("float16", "tf32")
 # Of the norm: one rounding of the result for half precisions, of the operands for TF32.
 TOLERANCE = {"float32": 1e-6, "tf32": 1e-3, "float16": 5e-4, "bfloat16": 8e-3}
-WHOLE = {"channels": (32, 64, 128, 256, 256, 128, 96, 96), "depths": (2, 3, 4, 6, 2, 2, 2, 2), "stem_channels": 32}
 NARROW = {"channels": (4,) * 8, "depths": (1,) * 8, "stem_channels": 4}
 
 
@@ -111,18 +109,9 @@ def run_stages(plan: Plan, wanted: Iterable[str], output: Path) -> int:
 
 
 def describe_machine(plan: Plan) -> dict[str, Any]:
-    import triton
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {
-        "device": "cpu (interpreter)" if plan.dry else torch.cuda.get_device_name(plan.device),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "cuda": torch.version.cuda,
-        "triton": triton.__version__,
-        "commit": commit.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    device = "cpu (interpreter)" if plan.dry else torch.cuda.get_device_name(plan.device)
+    found = {"device": device, "cuda": torch.version.cuda, "commit": commit(), "date": time.strftime("%Y-%m-%d")}
+    return describe() | found
 
 
 # Inputs ---------------------------------------------------------------------------------------------------------------
@@ -142,7 +131,7 @@ def scene(plan: Plan, name: str) -> PointBatch:
 
 def make_model(plan: Plan, backend: str = "triton") -> SparseUNet:
     torch.manual_seed(0)
-    return SparseUNet(6, **(NARROW if plan.dry else WHOLE), backend=backend).to(plan.device)  # type: ignore[arg-type]
+    return SparseUNet(6, **(NARROW if plan.dry else SIZES["base"]), backend=backend).to(plan.device)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -497,7 +486,7 @@ def measure_spconv(plan: Plan, name: str) -> dict[str, Any]:
 
     use_device(plan.device.type)
     points = scene(plan, name)
-    model = SpconvUNet(6, **(NARROW if plan.dry else WHOLE)).to(plan.device)  # type: ignore[arg-type]
+    model = SpconvUNet(6, **(NARROW if plan.dry else SIZES["base"])).to(plan.device)  # type: ignore[arg-type]
     index, shape = sites(points)
     forward = lambda: model(points.feat, index, shape, points.batch_size)  # noqa: E731
     rows: dict[str, Any] = {}

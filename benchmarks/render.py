@@ -39,13 +39,13 @@ PEERS = {
 def cases() -> Iterator[Case]:
     """Training step of the renderer, its memory, and whole images."""
     for peer, words in PEERS.items():
+        sides: dict[str, Any] = {"peer": words, "ours": _ours, "theirs": lambda peer=peer: _theirs(peer)}
+        has_target = peer == "good"
         yield Case(
             name=f"render/train/{peer}",
-            peer=words,
-            ours=_ours,
-            theirs=lambda peer=peer: _theirs(peer),
-            done=5.0 if peer == "good" else None,
-            aim=8.0 if peer == "good" else None,
+            **sides,
+            done=5.0 if has_target else None,
+            aim=8.0 if has_target else None,
             floor=lambda machine: floor(RAYS, machine),
             repeats=5,
             items=RAYS,
@@ -53,11 +53,9 @@ def cases() -> Iterator[Case]:
         )
         yield Case(
             name=f"render/memory/{peer}",
-            peer=words,
-            ours=_ours,
-            theirs=lambda peer=peer: _theirs(peer),
-            done=0.45 if peer == "good" else None,
-            aim=0.25 if peer == "good" else None,
+            **sides,
+            done=0.45 if has_target else None,
+            aim=0.25 if has_target else None,
             metric="memory",
         )
     for size in ((120, 160), (240, 320)):  # memory grows with the image only by what is returned

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,52 +28,22 @@ SCENE = 20_000  # voxels of a scene of the batch and process curves
 def cases() -> Iterator[Case]:
     """One case per point of a curve; the last part of the name is what the cost grows with."""
     for count in VOXELS:
-        repeats = 3 if count <= 100_000 else 1
-        yield Case(
-            name=f"scaling/voxels/{count}",
-            peer="none",
-            ours=lambda count=count: _features(count),
-            repeats=repeats,
-            items=count,
-            unit="voxels",
-        )
+        yield _point("voxels", count, lambda count=count: _features(count), repeats=3 if count <= 100_000 else 1)
     for count in VOXELS:
-        yield Case(
-            name=f"scaling/memory/{count}",
-            peer="none",
-            ours=lambda count=count: _features(count),
-            metric="memory",
-            repeats=1,
-            items=count,
-            unit="voxels",
-        )
+        yield _point("memory", count, lambda count=count: _features(count), unit="voxels", metric="memory", repeats=1)
     for count in RAYS:
-        yield Case(
-            name=f"scaling/rays/{count}",
-            peer="none",
-            ours=lambda count=count: _render(count),
-            repeats=3,
-            items=count,
-            unit="rays",
-        )
+        yield _point("rays", count, lambda count=count: _render(count))
     for count in BATCHES:
-        yield Case(
-            name=f"scaling/batch/{count}",
-            peer="none",
-            ours=lambda count=count: _train(count),
-            repeats=3,
-            items=count,
-            unit="scenes",
-        )
+        yield _point("batch", count, lambda count=count: _train(count), unit="scenes")
+    scenes = max(PROCESSES)
     for count in PROCESSES:
-        yield Case(
-            name=f"scaling/processes/{count}",
-            peer="none",
-            ours=lambda count=count: steps_of_processes(count, scenes=max(PROCESSES), voxels=SCENE),
-            repeats=3,
-            items=max(PROCESSES),
-            unit="scenes",
-        )
+        steps = lambda count=count: steps_of_processes(count, scenes=scenes, voxels=SCENE)  # noqa: E731
+        yield _point("processes", count, steps, unit="scenes", items=scenes)
+
+
+def _point(curve: str, count: int, ours: Callable[[], Call], **options: Any) -> Case:
+    options = {"repeats": 3, "items": count, "unit": curve} | options
+    return Case(name=f"scaling/{curve}/{count}", peer="none", ours=ours, **options)
 
 
 def _features(voxels: int) -> Call:
