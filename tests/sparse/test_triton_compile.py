@@ -25,7 +25,7 @@ NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "tf32": "fp32
 def build(kernel, types, constants, divisible=(), **options):
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types[name] for name in names}
-    aligned = [name for name in types if types[name][0] == "*" or name in divisible]
+    aligned = [name for name in names if name in types and (types[name][0] == "*" or name in divisible)]
     source = ASTSource(
         kernel, signature, {(names.index(name),): value for name, value in constants.items()},
         {(names.index(name),): [["tt.divisibility", 16]] for name in aligned if name not in constants},
