@@ -1,0 +1,1 @@
+"""From a raw download to the prepared form that training reads."""
