@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from .neighbours import neighbour_table
 from .voxels import REACH, Voxels, coarsen
 
 KERNEL_SIZES = tuple(2 * reach + 1 for reach in range(1, REACH + 1))  # of submanifold convolutions
@@ -70,39 +71,7 @@ def _neighbours(voxels: Voxels, kernel_size: int) -> Tensor:
     if kernel_size == 3 and isinstance(larger, KernelMap):
         inner = torch.arange(125, device=voxels.device).view(5, 5, 5)[1:4, 1:4, 1:4].flatten()
         return larger.table.index_select(0, inner)
-    return _search_neighbours(voxels, kernel_size // 2)
-
-
-def _search_neighbours(voxels: Voxels, reach: int) -> Tensor:
-    """(K, N) table by binary search in the sorted keys.
-
-    The neighbours of a voxel along z follow each other in the sorted keys, so one search per (x, y) column finds the
-    lowest and the others are found by stepping, in all columns at once. Offsets come in mirrored pairs: half of the
-    columns give all pairs.
-    """
-    key, layout, size, count = voxels.key, voxels.layout, 2 * reach + 1, len(voxels)
-    table = torch.full((size**3, count), -1, dtype=torch.int32, device=key.device)
-    table[size**3 // 2] = torch.arange(count, dtype=torch.int32, device=key.device)
-    middle = size**2 // 2  # the last column; its voxels above are the mirror of those below
-    step = [layout.step(column // size - reach, column % size - reach, -reach) for column in range(middle + 1)]
-    lowest = key + torch.tensor(step, dtype=key.dtype, device=key.device)[:, None]  # (columns, N)
-    # One row past the end for searches that end there; no neighbour's key reaches the largest integer.
-    padded = torch.cat([key, key.new_full((1,), torch.iinfo(key.dtype).max)])
-    row = torch.searchsorted(key, lowest, out_int32=True)
-    flat = table.view(-1)
-    for dz in range(size):
-        columns = middle + 1 if dz < reach else middle
-        row, lowest = row[:columns], lowest[:columns]
-        found = padded.index_select(0, row.flatten()).view_as(row) == lowest + dz
-        pair = found.flatten().nonzero()[:, 0]  # column * N + target
-        source = row.flatten().index_select(0, pair)
-        column = pair.div(count, rounding_mode="floor")
-        target = pair - column * count
-        offset = column * size + dz
-        flat.index_copy_(0, offset * count + target, source)
-        flat.index_copy_(0, (size**3 - 1 - offset) * count + source, target.int())
-        row = row + found
-    return table
+    return neighbour_table(voxels, kernel_size // 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +96,9 @@ def _coarsening(fine: Voxels) -> Coarsening:
     offset = (x * 2 + y) * 2 + z  # (N_fine,)
     rows = torch.arange(len(fine), device=fine.device)
     children = torch.full((8 * len(coarse),), -1, dtype=torch.int32, device=fine.device)
-    children[offset * len(coarse) + parent] = rows.int()
+    children.index_copy_(0, offset * len(coarse) + parent, rows.int())
     parents = torch.full((8 * len(fine),), -1, dtype=torch.int32, device=fine.device)
-    parents[offset * len(fine) + rows] = parent.int()
+    parents.index_copy_(0, offset * len(fine) + rows, parent.int())
     down = KernelMap(children.view(8, -1), num_in=len(fine))
     up = KernelMap(parents.view(8, -1), num_in=len(coarse), transpose=down)
     down.transpose = up

@@ -107,9 +107,10 @@ def voxelize(grid_coord: Tensor, batch: Tensor, batch_size: int) -> tuple[Voxels
     torch.ne(key[1:], key[:-1], out=is_first[1:])
     row = is_first.cumsum(0) - 1  # voxel of each point in sorted order
     inverse = torch.empty_like(row).scatter_(0, order, row)
-    first = order[is_first]  # a point of each voxel
+    start = is_first.nonzero()[:, 0]
+    first = order.index_select(0, start)  # a point of each voxel
     voxels = Voxels(
-        key=key[is_first],
+        key=key.index_select(0, start),
         grid_coord=grid_coord.index_select(0, first).int(),
         batch=batch.index_select(0, first),
         batch_size=batch_size,
@@ -142,12 +143,15 @@ def _bounds(grid_coord: Tensor, batch: Tensor, batch_size: int) -> tuple[Tensor,
 
     Per scene, so that scenes with far-apart coordinate origins can share a batch.
     """
-    index = batch[:, None].expand(-1, 3)
-    empty = grid_coord.new_zeros(batch_size + 1, 3)  # the spare row takes points beyond the last scene
-    low = empty.scatter_reduce(0, index, grid_coord, "amin", include_self=False)
-    high = empty.scatter_reduce(0, index, grid_coord, "amax", include_self=False)
-    extent = high.long() - low.long() + 1  # (B + 1, 3)
-    *extent, outside = torch.cat([extent[:-1].amax(0), (batch >= batch_size).sum()[None]]).tolist()
+    if batch_size == 1:  # 0.1 instead of 8 ms for 100 000 points: a tenth of the stem's map (2026-11, 2 CPU cores)
+        low, high = (bound[None] for bound in torch.aminmax(grid_coord, dim=0))
+    else:
+        index = batch[:, None].expand(-1, 3)
+        empty = grid_coord.new_zeros(batch_size + 1, 3)  # the spare row takes points beyond the last scene
+        low = empty.scatter_reduce(0, index, grid_coord, "amin", include_self=False)[:-1]
+        high = empty.scatter_reduce(0, index, grid_coord, "amax", include_self=False)[:-1]
+    extent = high.long() - low.long() + 1  # (B, 3)
+    *extent, outside = torch.cat([extent.amax(0), (batch >= batch_size).sum()[None]]).tolist()
     if outside:
         raise ValueError(
             f"{outside} of {len(batch)} points belong to no scene: their index is not below batch_size={batch_size}. "
@@ -159,7 +163,7 @@ def _bounds(grid_coord: Tensor, batch: Tensor, batch_size: int) -> tuple[Tensor,
             "Lengths are metres: this is what millimetres given as metres look like (multiply them by 0.001). "
             "Otherwise remove stray points, crop the scene, or use a larger grid_size."
         )
-    return low[:-1], (extent[0], extent[1], extent[2])
+    return low, (extent[0], extent[1], extent[2])
 
 
 def coarsen(voxels: Voxels) -> tuple[Voxels, Tensor]:
@@ -177,9 +181,10 @@ def coarsen(voxels: Voxels) -> tuple[Voxels, Tensor]:
     torch.ne(key[1:], key[:-1], out=is_first[1:])
     row = is_first.cumsum(0) - 1
     parent = torch.empty_like(row).scatter_(0, order, row)
-    first = order[is_first]
+    start = is_first.nonzero()[:, 0]
+    first = order.index_select(0, start)
     coarse = Voxels(
-        key=key[is_first],
+        key=key.index_select(0, start),
         grid_coord=cell.index_select(0, first),
         batch=voxels.batch.index_select(0, first),
         batch_size=voxels.batch_size,

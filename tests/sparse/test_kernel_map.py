@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ponder_zoo.sparse import Voxels, coarsening, submanifold_map, voxelize
+from ponder_zoo.sparse import Voxels, coarsening, neighbours, submanifold_map, voxelize
+from ponder_zoo.sparse.neighbours import MAX_WORDS, neighbour_table
 from ponder_zoo.sparse.voxels import MAX_EXTENT
 
 CELL = st.tuples(st.integers(0, 2), *[st.integers(-4, 4)] * 3)  # scene, x, y, z
@@ -34,12 +36,26 @@ def brute_force(voxels: Voxels, kernel_size: int) -> list[list[int]]:
     ]
 
 
+@pytest.mark.parametrize("max_words", [MAX_WORDS, 0])  # lookup in tables over the box, and binary search
 @pytest.mark.parametrize("kernel_size", [3, 5])
 @settings(max_examples=25, deadline=None)
 @given(cells=st.lists(CELL, min_size=1, max_size=40))
-def test_submanifold_map_is_the_brute_force_one(kernel_size: int, cells: list[tuple[int, ...]]) -> None:
+def test_submanifold_map_is_the_brute_force_one(max_words: int, kernel_size: int, cells: list[tuple[int, ...]]) -> None:
     voxels = voxels_of(cells)
-    assert submanifold_map(voxels, kernel_size).table.tolist() == brute_force(voxels, kernel_size)
+    with mock.patch.object(neighbours, "MAX_WORDS", max_words), mock.patch.object(neighbours, "CHUNK", 100):
+        assert submanifold_map(voxels, kernel_size).table.tolist() == brute_force(voxels, kernel_size)
+
+
+def test_both_ways_to_find_neighbours_agree_with_keys_of_either_type() -> None:
+    cells = random_cells(400) + [(2, 1500, 1500, 1500)]  # an extent whose keys need 64 bits
+    for chosen in (cells, cells[:-1]):
+        voxels = voxels_of(chosen)
+        assert voxels.key.dtype == (torch.int64 if chosen is cells else torch.int32)
+        tables = []
+        for max_words in (2**30, 0):
+            with mock.patch.object(neighbours, "MAX_WORDS", max_words):
+                tables.append(neighbour_table(voxels, 2))
+        assert tables[0].equal(tables[1])
 
 
 def test_map_of_size_3_taken_from_size_5_is_the_searched_one() -> None:
