@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
-from ..sparse import SparseTensor, SubMConv3d
+from ..sparse import Epilogue, SparseTensor, SubMConv3d
 from .norm_relu import recomputed
 from .norms import Prompt
 
 NormLayer = Callable[[int], nn.Module]  # number of features -> BatchNorm or PromptDrivenNorm
+
+
+def convolve(
+    conv: nn.Module,
+    norm: nn.Module,
+    x: SparseTensor,
+    *like: SparseTensor,
+    prompt: Prompt | None,
+    relu: bool = True,
+    residual: Tensor | None = None,
+) -> SparseTensor:
+    """A convolution, its norm, a sum with `residual` (N, C) and a ReLU; in inference in one pass over the result."""
+    folded = None if norm.training or torch.is_grad_enabled() else norm.folded(prompt)  # type: ignore[operator]
+    if folded is not None:
+        return conv(x, *like, epilogue=Epilogue(folded[0], folded[1], residual, relu))
+    with recomputed(x.feat):
+        out = conv(x, *like)
+    if residual is None:
+        return out.with_feat(apply_norm(norm, out, prompt, relu=relu))
+    total = apply_norm(norm, out, prompt).add_(residual)
+    return out.with_feat(total.relu_() if relu else total)
 
 
 def apply_norm(norm: nn.Module, x: SparseTensor, prompt: Prompt | None, *, relu: bool = False) -> Tensor:
@@ -27,8 +49,7 @@ class ConvNorm(nn.Module):
         self.norm = norm
 
     def forward(self, x: SparseTensor, *args: SparseTensor, prompt: Prompt | None = None) -> SparseTensor:
-        out = self.conv(x, *args)
-        return out.with_feat(apply_norm(self.norm, out, prompt, relu=True))
+        return convolve(self.conv, self.norm, x, *args, prompt=prompt)
 
 
 class ResidualBlock(nn.Module):
@@ -48,8 +69,5 @@ class ResidualBlock(nn.Module):
         shortcut = x.with_feat(self.shortcut(x.feat))
         if self.shortcut_norm is not None:
             shortcut = shortcut.with_feat(apply_norm(self.shortcut_norm, shortcut, prompt))
-        out = self.conv1(x)
-        hidden = out.with_feat(apply_norm(self.norm1, out, prompt, relu=True))
-        with recomputed(hidden.feat):
-            out = self.conv2(hidden)
-        return out.with_feat(apply_norm(self.norm2, out, prompt).add_(shortcut.feat).relu_())
+        hidden = convolve(self.conv1, self.norm1, x, prompt=prompt)
+        return convolve(self.conv2, self.norm2, hidden, prompt=prompt, residual=shortcut.feat)

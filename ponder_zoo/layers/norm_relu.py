@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
+from .sync_norm import BatchStatistics, batch_statistics, norm_gradients
+
 _keep_activations: ContextVar[bool] = ContextVar("keep_activations", default=False)
 
 
@@ -41,12 +43,22 @@ def batch_norm_relu(
     eps: float,
 ) -> Tensor:
     """ReLU of a batch norm in train mode, (N, C) -> (N, C), N > 1. Moves the running statistics by `momentum`."""
-    return cast(Tensor, _NormReLU.apply(feat, weight, bias, running_mean, running_var, momentum, eps))
+    mean, variance = torch.batch_norm_update_stats(feat.detach(), running_mean, running_var, momentum)
+    return cast(Tensor, _NormReLU.apply(feat, weight, bias, mean, (variance + eps).rsqrt(), None, eps))
+
+
+def synchronized_norm_relu(
+    feat: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float
+) -> tuple[Tensor, BatchStatistics]:
+    """ReLU of `sync_norm.synchronized_norm`, (N, C) -> (N, C)."""
+    statistics = batch_statistics(feat)
+    mean, scale = statistics.mean.to(feat.dtype), statistics.scale(eps, feat.dtype)
+    return cast(Tensor, _NormReLU.apply(feat, weight, bias, mean, scale, statistics.count, eps)), statistics
 
 
 @contextmanager
 def recomputed(activation: Tensor) -> Iterator[None]:
-    """Inside, autograd keeps no `activation` of `batch_norm_relu`: the backward pass computes it again."""
+    """Inside, autograd keeps no `activation` of the functions above: the backward pass computes it again."""
     if torch.compiler.is_compiling() or _keep_activations.get():  # a compiler cannot look at nodes of the graph
         yield
         return
@@ -56,7 +68,7 @@ def recomputed(activation: Tensor) -> Iterator[None]:
         return
 
     def recompute() -> Tensor:
-        feat, weight, bias, mean, scale = cast(Any, node).saved_tensors
+        feat, weight, bias, mean, scale, _ = cast(Any, node).saved_tensors
         with torch.no_grad():
             return _activation(feat, mean, scale, weight, bias)
 
@@ -79,28 +91,31 @@ def _activation(feat: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None
 
 
 class _NormReLU(torch.autograd.Function):
+    """With given statistics of the batch, which the gradient takes into account: of all processes where `count` is."""
+
     @staticmethod
     def forward(
         ctx: Any,
         feat: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        running_mean: Tensor,
-        running_var: Tensor,
-        momentum: float,
+        mean: Tensor,
+        scale: Tensor,
+        count: Tensor | None,
         eps: float,
     ) -> Tensor:
-        mean, variance = torch.batch_norm_update_stats(feat, running_mean, running_var, momentum)
-        scale = (variance + eps).rsqrt()
-        ctx.save_for_backward(feat, weight, bias, mean, scale)
+        ctx.save_for_backward(feat, weight, bias, mean, scale, count)
         ctx.eps = eps
         return _activation(feat, mean, scale, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        feat, weight, bias, mean, scale = ctx.saved_tensors
+        feat, weight, bias, mean, scale, count = ctx.saved_tensors
         grad = torch.ops.aten.threshold_backward(grads[0], _activation(feat, mean, scale, weight, bias), 0)
+        if count is not None:
+            inside, of_weight, of_bias = norm_gradients(grad, feat, weight, mean, scale, count)
+            return inside, of_weight, None if bias is None else of_bias, None, None, None, None
         wants = [True, weight is not None, bias is not None]
         backward = torch.ops.aten.native_batch_norm_backward
         result = backward(grad, feat, weight, None, None, mean, scale, True, ctx.eps, wants)

@@ -13,7 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .norm_relu import batch_norm_relu, keep_activations
+from ..sparse.epilogue import fold_norm
+from .norm_relu import batch_norm_relu, keep_activations, synchronized_norm_relu
 from .sync_norm import synchronized_norm, update_statistics
 
 _keep_statistics: ContextVar[bool] = ContextVar("keep_statistics", default=False)
@@ -56,18 +57,25 @@ class BatchNorm(nn.BatchNorm1d):
         out = self._normalize(feat, weight, bias)
         return out.relu_() if relu else out
 
+    def folded(self, prompt: None = None) -> tuple[Tensor, Tensor]:
+        """Scale and shift (C,) that the norm amounts to in eval mode."""
+        return fold_norm(self, self.weight, self.bias)
+
     def _keeps_one_tensor(self, feat: Tensor) -> bool:
-        trains = self.training and torch.is_grad_enabled() and len(feat) > 1 and not torch.compiler.is_compiling()
-        return trains and not self.synchronized and feat.dtype in (torch.float32, torch.float64)
+        trains = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        has_statistics = len(feat) > 1 or self.reduces
+        return trains and has_statistics and feat.dtype in (torch.float32, torch.float64)
 
     def _normalize_relu(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        if self._adds_up(feat):
+            return self._normalize_synchronized(feat, weight, bias, relu=True)
         assert self.running_mean is not None and self.running_var is not None
         statistics = {"running_mean": self.running_mean, "running_var": self.running_var}
         return batch_norm_relu(feat, weight, bias, **statistics, momentum=self._count_batch(), eps=self.eps)
 
     def _normalize(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         dtype = torch.promote_types(feat.dtype, torch.float32)
-        if self.reduces or (self.synchronized and self.training and len(feat) > 1 and feat.device.type == "cpu"):
+        if self._adds_up(feat):
             return self._normalize_synchronized(feat.to(dtype), weight, bias).to(feat.dtype)
         training = self.training and len(feat) > 1
         momentum = self._count_batch() if training else 0.0
@@ -88,14 +96,21 @@ class BatchNorm(nn.BatchNorm1d):
         """Whether the next forward pass exchanges statistics, so that all processes must take part in it."""
         return self.training and self.synchronized and dist.is_initialized() and dist.get_world_size() > 1
 
-    def _normalize_synchronized(self, feat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def _adds_up(self, feat: Tensor) -> bool:
+        """Whether statistics are float64 sums: over processes, and where the losses of one should be those of many."""
+        alone = self.synchronized and self.training and len(feat) > 1 and feat.device.type == "cpu"
+        return alone or self.reduces
+
+    def _normalize_synchronized(
+        self, feat: Tensor, weight: Tensor | None, bias: Tensor | None, *, relu: bool = False
+    ) -> Tensor:
         """The same with statistics of the rows of all processes; this one may have none."""
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        output, mean, variance, count = synchronized_norm(feat, weight, bias, eps=self.eps)
+        norm = synchronized_norm_relu if relu else synchronized_norm
+        output, statistics = norm(feat, weight, bias, eps=self.eps)
         if not _keep_statistics.get():
-            rate = torch.full((), self.momentum, dtype=mean.dtype, device=mean.device)
-            update_statistics(self.running_mean, self.running_var, mean, variance, count, rate)
-            self.num_batches_tracked.add_((count[0] > 1).long())  # type: ignore[union-attr]
+            update_statistics(self.running_mean, self.running_var, statistics, self.momentum)
+            self.num_batches_tracked.add_((statistics.count[0] > 1).long())  # type: ignore[union-attr]
         return output
 
 
@@ -170,8 +185,16 @@ class PromptDrivenNorm(nn.Module):
 
     def _apply_norm(self, condition: int, feat: Tensor, shift: Tensor, scale: Tensor, *, relu: bool = False) -> Tensor:
         # The norm's own scale and shift are folded with the context's: two passes over (N, C) less.
-        norm = self._norm(condition)
-        weight = 1.0 + scale
-        if norm.affine:
-            weight, shift = norm.weight * weight, norm.bias * weight + shift
-        return norm.normalize(feat, weight, shift, relu=relu)
+        return self._norm(condition).normalize(feat, *self._affine(condition, shift, scale), relu=relu)
+
+    def _affine(self, condition: int, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift (C,) of a condition's norm with a context's."""
+        norm, weight = self._norm(condition), 1.0 + scale
+        return (norm.weight * weight, norm.bias * weight + shift) if norm.affine else (weight, shift)
+
+    def folded(self, prompt: Prompt) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift (C,) that the norm amounts to in eval mode; None where scenes of a batch differ in them."""
+        if prompt.scene_group is not None:
+            return None
+        condition, (shift, scale) = prompt.conditions[0], self._modulation(prompt.context)
+        return fold_norm(self._norm(condition), *self._affine(condition, shift[0], scale[0]))

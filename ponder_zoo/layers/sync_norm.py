@@ -7,7 +7,7 @@ whole forward pass, hardly depend on how the rows are shared out: torch's own no
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,7 @@ def _add_up(value: Tensor) -> None:
 
 def synchronized_norm(
     feat: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, BatchStatistics]:
     """Normalize with statistics over the rows of all processes; every process must take part, rows or not.
 
     In a single process this is batch normalization with float64 sums.
@@ -38,12 +38,82 @@ def synchronized_norm(
         weight: (C,) scale, or None.
         bias: (C,) shift, or None.
         eps: added to the variance.
+    """
+    output, *statistics = _SynchronizedNorm.apply(feat, weight, bias, eps)  # type: ignore[misc]
+    return output, BatchStatistics(*statistics)
+
+
+# Three functions need these two halves: the norm, the norm with a ReLU (`norm_relu`) and the norm of a volume that is
+# given by its occupied cells (`volume.occupied`). They exchange the same sums in the same order, so that a process may
+# take the sparse way through a layer while another one takes the dense way.
+
+
+class BatchStatistics(NamedTuple):
+    """Of the rows of all processes, in float64 and without gradient."""
+
+    mean: Tensor  # (C,)
+    variance: Tensor  # (C,), biased
+    count: Tensor  # (1,), values per channel; may be 0
+
+    def scale(self, eps: float, dtype: torch.dtype) -> Tensor:
+        """(C,) what normalizing multiplies with."""
+        return (self.variance + eps).rsqrt().to(dtype)
+
+
+@torch.no_grad()
+def batch_statistics(feat: Tensor, *, zeros: int = 0, synchronize: bool = True) -> BatchStatistics:
+    """Statistics of (N, C, ...) and of `zeros` further values per channel that are zero."""
+    return _centre(feat, zeros, synchronize)[0]
+
+
+def norm_sums_gradient(own: Tensor, scale: Tensor, count: Tensor, synchronize: bool = True) -> tuple[Tensor, Tensor]:
+    """How the loss of all processes depends on a value through the statistics: `-(shift + slope * (value - mean))`.
+
+    Args:
+        own: (2, C) float64; sums over this process of the output's gradient, and of its product with (value - mean).
+        scale: (C,) of `BatchStatistics.scale`.
+        count: (1,) of the statistics.
+        synchronize: whether the statistics are those of all processes.
 
     Returns:
-        The normalized features, and without gradient: mean (C,), variance (C,) (biased) and the number of values per
-        channel, all over all processes and in float64.
+        `shift` and `slope` (C,), to be multiplied with the norm's factor.
     """
-    return _SynchronizedNorm.apply(feat, weight, bias, eps)  # type: ignore[return-value]
+    every = own.clone()
+    if synchronize:
+        _add_up(every)
+    shift, slope = (every / count.clamp(min=1.0)).to(scale.dtype)
+    return shift, slope * scale.square()
+
+
+def norm_gradients(
+    gradient: Tensor, feat: Tensor, weight: Tensor | None, mean: Tensor, scale: Tensor, count: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Gradients of the norm's (N, C, ...) input, of its scale and of its shift (C,); the last two of this process."""
+    shape = _shape(feat)
+    centred = feat - mean.view(shape)
+    own = torch.stack([_sums(gradient), _sums(gradient * centred)])
+    shift, slope = norm_sums_gradient(own, scale, count)
+    factor = (scale if weight is None else scale * weight).view(shape)
+    inside = torch.addcmul(gradient - shift.view(shape), centred, slope.view(shape), value=-1.0)
+    weight_gradient = None if weight is None else (own[1] * scale).to(weight.dtype)
+    return inside.mul_(factor), weight_gradient, own[0].to(feat.dtype)
+
+
+def _centre(feat: Tensor, zeros: int, synchronize: bool) -> tuple[BatchStatistics, Tensor, Tensor]:
+    """The statistics, the mean in the precision of `feat`, and `feat` less that."""
+    add_up = _add_up if synchronize else lambda value: None
+    rows = torch.full((1,), float(feat.numel() // feat.shape[1] + zeros), dtype=torch.float64, device=feat.device)
+    sums = torch.cat([_sums(feat), rows])
+    add_up(sums)
+    count = sums[-1].clamp(min=1.0)
+    mean = sums[:-1] / count
+    rounded = mean.to(feat.dtype)
+    centred = feat - rounded.view(_shape(feat))
+    # Two passes: the mean of squares less the square of the mean loses digits.
+    squares = _sums(centred.square()) + zeros * rounded.double().square()
+    add_up(squares)
+    variance = (squares / count - (mean - rounded).square()).clamp(min=0.0)
+    return BatchStatistics(mean, variance, sums[-1:]), rounded, centred
 
 
 def _shape(feat: Tensor) -> list[int]:
@@ -64,39 +134,20 @@ class _SynchronizedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, feat: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
         shape = _shape(feat)
-        rows = torch.full((1,), float(feat.numel() // feat.shape[1]), dtype=torch.float64, device=feat.device)
-        sums = torch.cat([_sums(feat), rows])
-        _add_up(sums)
-        count = sums[-1].clamp(min=1.0)
-        mean = sums[:-1] / count
-        rounded = mean.to(feat.dtype)
-        centred = feat - rounded.view(shape)
-        # Two passes: the mean of squares less the square of the mean loses digits.
-        squares = _sums(centred.square())
-        _add_up(squares)
-        variance = (squares / count - (mean - rounded).square()).clamp(min=0.0)
-        scale = (variance + eps).rsqrt().to(feat.dtype)
-        ctx.save_for_backward(feat, weight, rounded, scale, count)
+        statistics, mean, centred = _centre(feat, 0, True)
+        scale = statistics.scale(eps, feat.dtype)
+        ctx.save_for_backward(feat, weight, mean, scale, statistics.count)
         ctx.has_bias = bias is not None
         factor = (scale if weight is None else scale * weight).view(shape)
         output = centred * factor if bias is None else torch.addcmul(bias.view(shape), centred, factor)
-        ctx.mark_non_differentiable(mean, variance, sums[-1:])
-        return output, mean, variance, sums[-1:]
+        ctx.mark_non_differentiable(*statistics)
+        return output, *statistics
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        feat, weight, mean, scale, count = ctx.saved_tensors
-        shape = _shape(feat)
-        centred = feat - mean.view(shape)
-        own = torch.stack([_sums(gradient), _sums(gradient * centred)])
-        every = own.clone()
-        _add_up(every)
-        shift, slope = (every / count).to(feat.dtype)
-        factor = (scale if weight is None else scale * weight).view(shape)
-        inside = torch.addcmul(gradient - shift.view(shape), centred, (slope * scale.square()).view(shape), value=-1.0)
-        weight_gradient = None if weight is None else (own[1] * scale).to(weight.dtype)
-        return inside.mul_(factor), weight_gradient, own[0].to(feat.dtype) if ctx.has_bias else None, None
+        inside, of_weight, of_bias = norm_gradients(gradient, *ctx.saved_tensors)
+        return inside, of_weight, of_bias if ctx.has_bias else None, None
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -109,12 +160,8 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training or not (several_processes() or input.device.type == "cpu"):
             return super().forward(input)
         feat = input.to(torch.promote_types(input.dtype, torch.float32))
-        output, mean, variance, count = synchronized_norm(feat, self.weight, self.bias, eps=self.eps)
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            rate = 1.0 / self.num_batches_tracked if self.momentum is None else torch.tensor(self.momentum)
-            update_statistics(self.running_mean, self.running_var, mean, variance, count, rate.to(mean))
+        output, statistics = synchronized_norm(feat, self.weight, self.bias, eps=self.eps)
+        track_batch(self, statistics)
         return output.to(input.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -123,14 +170,25 @@ class SyncBatchNorm(_BatchNorm):
 
 
 @torch.no_grad()
+def track_batch(norm: _BatchNorm, statistics: BatchStatistics) -> None:
+    """Count a batch, and move the running statistics of a torch norm as torch would."""
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    rate = 1.0 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    update_statistics(norm.running_mean, norm.running_var, statistics, rate)
+
+
+@torch.no_grad()
 def update_statistics(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, count: Tensor, rate: Tensor
+    running_mean: Tensor, running_var: Tensor, statistics: BatchStatistics, rate: float | Tensor
 ) -> None:
     """Move running statistics towards those of a batch by `rate`, in place; a batch of one value has no variance."""
-    rate = rate * (count[0] > 1)
+    mean, variance, count = statistics
+    share = (count[0] > 1).to(mean) * rate
     unbiased = variance * (count / (count - 1.0).clamp(min=1.0))
-    running_mean.lerp_(mean.to(running_mean), rate.to(running_mean))
-    running_var.lerp_(unbiased.to(running_var), rate.to(running_var))
+    running_mean.lerp_(mean.to(running_mean), share.to(running_mean))
+    running_var.lerp_(unbiased.to(running_var), share.to(running_var))
 
 
 def synchronize_batch_norm(model: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from .backends import BACKENDS as BACKENDS
 from .backends import has_spconv as has_spconv
+from .epilogue import Epilogue as Epilogue
 from .kernel_map import Coarsening as Coarsening
 from .kernel_map import KernelMap as KernelMap
 from .kernel_map import coarsening as coarsening

@@ -128,10 +128,13 @@ def used_kernel_sizes(voxels: Voxels) -> list[list[int]]:
 
 def build_levels(voxels: Voxels, kernel_sizes: KernelSizes) -> list[Voxels]:
     """The resolutions of a scene, with the maps of these kernel sizes built."""
+    build = submanifold_map
+    if voxels.device.type == "cuda":  # what can be captured runs through Triton, and so can the search
+        from .backends.triton_maps import submanifold_map as build
     levels = [voxels]
     for sizes in kernel_sizes:
         for size in sizes:
-            submanifold_map(levels[-1], size)
+            build(levels[-1], size)
         if len(levels) < len(kernel_sizes):
             levels.append(coarsening(levels[-1]).coarse)
     return levels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -12,6 +13,8 @@ from .neighbours import neighbour_table
 from .voxels import REACH, Voxels, coarsen
 
 KERNEL_SIZES = tuple(2 * reach + 1 for reach in range(1, REACH + 1))  # of submanifold convolutions
+
+Search = Callable[[Voxels, int], Tensor]  # voxels and reach -> (K, N) int32 table
 
 
 @dataclass(eq=False)
@@ -53,25 +56,28 @@ class KernelMap:
         return (self, offsets[::-1]) if self.transpose is None else (self.transpose, offsets)
 
 
-def submanifold_map(voxels: Voxels, kernel_size: int) -> KernelMap:
+def submanifold_map(voxels: Voxels, kernel_size: int, *, search: Search | None = None) -> KernelMap:
     """Map of a submanifold convolution (output voxels = input voxels) of size 3 or 5; built once per resolution.
 
     A network with both sizes at one resolution should ask for 5 first: the 27 rows of size 3 are taken from its 125.
+    A backend may have a `search` of its own for what is not built yet.
     """
     if kernel_size not in KERNEL_SIZES:
         raise ValueError(
             f"Submanifold convolutions have kernel_size in {KERNEL_SIZES}, got {kernel_size}. "
             "Use torch.nn.Linear on the features for size 1, and DownConv3d for size 2."
         )
-    return voxels.cached(("submanifold", kernel_size), lambda: KernelMap(_neighbours(voxels, kernel_size), len(voxels)))
+    return voxels.cached(
+        ("submanifold", kernel_size), lambda: KernelMap(_neighbours(voxels, kernel_size, search), len(voxels))
+    )
 
 
-def _neighbours(voxels: Voxels, kernel_size: int) -> Tensor:
+def _neighbours(voxels: Voxels, kernel_size: int, search: Search | None) -> Tensor:
     larger = voxels.cache.get(("submanifold", 5))
     if kernel_size == 3 and isinstance(larger, KernelMap):
         inner = torch.arange(125, device=voxels.device).view(5, 5, 5)[1:4, 1:4, 1:4].flatten()
         return larger.table.index_select(0, inner)
-    return neighbour_table(voxels, kernel_size // 2)
+    return (search or neighbour_table)(voxels, kernel_size // 2)
 
 
 @dataclass(frozen=True, eq=False)

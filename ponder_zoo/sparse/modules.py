@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from .backends import check_backend, get_backend
-from .kernel_map import KERNEL_SIZES, coarsening
+from .epilogue import Epilogue
+from .kernel_map import KERNEL_SIZES, Coarsening, coarsening
 from .tensor import SparseTensor
+from .voxels import Voxels
 
 
 def _conv_weight(in_chans: int, out_chans: int, kernel_size: int) -> nn.Parameter:
@@ -28,6 +30,20 @@ def _autocast(feat: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return feat.to(dtype), weight.to(dtype)
 
 
+def _convolve(
+    backend: str, function: str, feat: Tensor, weight: Tensor, place: Voxels | Coarsening, epilogue: Epilogue | None
+) -> Tensor:
+    """A function of a backend, and an epilogue: in the same pass where the backend can and nobody wants gradients."""
+    feat, weight = _autocast(feat, weight)
+    module = get_backend(backend, feat.device)
+    conv = getattr(module, function)
+    if epilogue is None:
+        return conv(feat, weight, place)
+    if getattr(module, "FUSES_EPILOGUES", False) and not torch.is_grad_enabled():
+        return conv(feat, weight, place, epilogue)
+    return epilogue.apply(conv(feat, weight, place))
+
+
 class SubMConv3d(nn.Module):
     """Submanifold convolution: a dense convolution's values at the occupied voxels, which stay the same.
 
@@ -42,10 +58,10 @@ class SubMConv3d(nn.Module):
         self.backend = backend
         self.weight = _conv_weight(in_chans, out_chans, kernel_size)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """(N, in) features -> (N, out) on the same voxels."""
-        feat, weight = _autocast(x.feat, self.weight)
-        return x.with_feat(get_backend(self.backend, feat.device).submanifold_conv(feat, weight, x.voxels))
+    def forward(self, x: SparseTensor, *, epilogue: Epilogue | None = None) -> SparseTensor:
+        """(N, in) features -> (N, out) on the same voxels, with what follows in inference where given."""
+        feat = _convolve(self.backend, "submanifold_conv", x.feat, self.weight, x.voxels, epilogue)
+        return x.with_feat(feat)
 
     def extra_repr(self) -> str:
         out_chans, kernel_size, _, _, in_chans = self.weight.shape
@@ -61,11 +77,10 @@ class DownConv3d(nn.Module):
         self.backend = backend
         self.weight = _conv_weight(in_chans, out_chans, 2)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
+    def forward(self, x: SparseTensor, *, epilogue: Epilogue | None = None) -> SparseTensor:
         """(N_fine, in) features -> (N_coarse, out) on the coarser voxels."""
         step = coarsening(x.voxels)
-        feat, weight = _autocast(x.feat, self.weight)
-        return SparseTensor(get_backend(self.backend, feat.device).down_conv(feat, weight, step), step.coarse)
+        return SparseTensor(_convolve(self.backend, "down_conv", x.feat, self.weight, step, epilogue), step.coarse)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[-1]}, {self.weight.shape[0]}, backend={self.backend!r}"
@@ -80,7 +95,7 @@ class UpConv3d(nn.Module):
         self.backend = backend
         self.weight = _conv_weight(in_chans, out_chans, 2)
 
-    def forward(self, x: SparseTensor, like: SparseTensor) -> SparseTensor:
+    def forward(self, x: SparseTensor, like: SparseTensor, *, epilogue: Epilogue | None = None) -> SparseTensor:
         """(N_coarse, in) features -> (N_fine, out) on the voxels of `like`, which `x` was strided from."""
         step = coarsening(like.voxels)
         if step.coarse is not x.voxels:
@@ -89,8 +104,7 @@ class UpConv3d(nn.Module):
                 f"{x.voxels.stride}, `like` leads to {len(step.coarse)} of stride {step.coarse.stride}. "
                 "Pass the tensor that went into the DownConv3d."
             )
-        feat, weight = _autocast(x.feat, self.weight)
-        return like.with_feat(get_backend(self.backend, feat.device).up_conv(feat, weight, step))
+        return like.with_feat(_convolve(self.backend, "up_conv", x.feat, self.weight, step, epilogue))
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[-1]}, {self.weight.shape[0]}, backend={self.backend!r}"

@@ -10,12 +10,16 @@ Test: `tests/volume/test_occupied.py`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from ..layers.sync_norm import BatchStatistics, SyncBatchNorm, batch_statistics, norm_sums_gradient, track_batch
 from ..ops.rows import scatter_rows
 from ..ops.segment import segment_mean
 from ..structures import PointBatch
@@ -45,35 +49,53 @@ def average_in_cells(points: PointBatch, index: Tensor, shape: tuple[int, int, i
     return OccupiedCells(feat[:inside], cells[:inside], shape)
 
 
-def norm_conv(norm: nn.BatchNorm3d, conv: nn.Conv3d, cells: OccupiedCells) -> Tensor:
-    """`conv(norm(volume))` for a 3x3x3 convolution with zero padding and without bias: (B, C', Z, Y, X)."""
+def norm_conv(norm: nn.BatchNorm3d | SyncBatchNorm, conv: nn.Conv3d, cells: OccupiedCells) -> Tensor:
+    """`conv(norm(volume))` for a 3x3x3 convolution with zero padding and without bias: (B, C', Z, Y, X).
+
+    A synchronized norm takes the statistics over the volumes of all processes, whichever of them are sparse.
+    """
     scale, shift = _affine(norm, cells)
     out = _convolve_occupied(conv.weight, cells.feat * scale, cells) + _convolve_constant(conv.weight, shift, cells)
     return out.movedim(-1, 1)
 
 
-def _affine(norm: nn.BatchNorm3d, cells: OccupiedCells) -> tuple[Tensor, Tensor]:
+def _affine(norm: nn.BatchNorm3d | SyncBatchNorm, cells: OccupiedCells) -> tuple[Tensor, Tensor]:
     """Scale and shift (C,) that batch norm applies; updates its running statistics as it would."""
-    x = cells.feat
     if norm.training or norm.running_mean is None or norm.running_var is None:
-        B, Z, Y, X = cells.shape
-        count = B * Z * Y * X
-        mean = x.sum(0) / count
-        var = ((x - mean).square().sum(0) + (count - len(x)) * mean.square()) / count
-        _track(norm, mean.detach(), var.detach() * (count / max(count - 1, 1)))
-    else:
-        mean, var = norm.running_mean, norm.running_var
-    scale = torch.rsqrt(var + norm.eps) * norm.weight
-    return scale, norm.bias - mean * scale
+        empty = math.prod(cells.shape) - len(cells.feat)
+        synchronize = isinstance(norm, SyncBatchNorm) and norm.training
+        scale, shift, *statistics = _OccupiedNorm.apply(  # type: ignore[misc]
+            cells.feat, norm.weight, norm.bias, empty, synchronize, norm.eps
+        )
+        track_batch(norm, BatchStatistics(*statistics))
+        return scale, shift
+    scale = torch.rsqrt(norm.running_var + norm.eps) * norm.weight
+    return scale, norm.bias - norm.running_mean * scale
 
 
-def _track(norm: nn.BatchNorm3d, mean: Tensor, var: Tensor) -> None:
-    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
-        return
-    norm.num_batches_tracked.add_(1)
-    momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    norm.running_var.lerp_(var.to(norm.running_var.dtype), momentum)
+class _OccupiedNorm(torch.autograd.Function):
+    """Scale and shift of a batch norm over cells of which all but (U, C) are zero, and the statistics behind them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, feat: Tensor, weight: Tensor, bias: Tensor, empty: int, synchronize: bool, eps: float
+    ) -> tuple[Tensor, ...]:
+        statistics = batch_statistics(feat, zeros=empty, synchronize=synchronize)
+        mean, scale = statistics.mean.to(feat.dtype), statistics.scale(eps, feat.dtype)
+        ctx.save_for_backward(feat, weight, mean, scale, statistics.count)
+        ctx.synchronize = synchronize
+        ctx.mark_non_differentiable(*statistics)
+        return scale * weight, bias - mean * scale * weight, *statistics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_scale: Tensor, of_shift: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        feat, weight, mean, scale, count = ctx.saved_tensors
+        # The sums over all cells of the normalized volume's gradient, and of it times (value - mean).
+        own = torch.stack([of_shift.double(), of_scale.double() - mean * of_shift.double()])
+        shift, slope = norm_sums_gradient(own, scale, count, ctx.synchronize)
+        of_feat = -(shift + (feat - mean) * slope) * (scale * weight)
+        return of_feat, (own[1] * scale).to(weight.dtype), of_shift, None, None, None
 
 
 def _convolve_occupied(weight: Tensor, feat: Tensor, cells: OccupiedCells) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.sync_norm import SyncBatchNorm
 from .occupied import OccupiedCells, norm_conv
 
 
@@ -73,10 +74,10 @@ class UNet3D(nn.Module):
     def takes_occupied(self, cells: OccupiedCells) -> bool:
         """Whether the first layer can work on the occupied cells alone."""
         block: Any = self.encoder[0]
-        plain = type(block.norm) is nn.BatchNorm3d  # not one that is synchronized between processes
+        known = type(block.norm) in (nn.BatchNorm3d, SyncBatchNorm)
         multiple = 2 ** len(self.decoder)
         fits = all(size % multiple == 0 and size > 1 for size in cells.shape[1:])
-        return plain and fits and cells.feat.shape[1] == self.in_chans
+        return known and fits and cells.feat.shape[1] == self.in_chans
 
     def _check(self, volume: Tensor) -> None:
         if volume.ndim != 5 or volume.shape[1] != self.in_chans:

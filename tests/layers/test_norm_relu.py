@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ponder_zoo.layers.blocks import ResidualBlock
 from ponder_zoo.layers.norm_relu import keep_activations, recomputed
-from ponder_zoo.layers.norms import BatchNorm, keep_statistics
+from ponder_zoo.layers.norms import BatchNorm, keep_statistics, synchronize_norms
 from ponder_zoo.sparse import SparseTensor
 
 DOUBLE: dict[str, Any] = {"dtype": torch.float64}
@@ -27,10 +27,12 @@ def make_norm(affine: bool) -> BatchNorm:
     return norm
 
 
+@pytest.mark.parametrize("synchronized", [False, True])
 @pytest.mark.parametrize("affine", [True, False])
-def test_values_gradients_and_statistics_are_those_of_norm_and_relu(affine: bool) -> None:
+def test_values_gradients_and_statistics_are_those_of_norm_and_relu(affine: bool, synchronized: bool) -> None:
     torch.manual_seed(0)
     norm, other = make_norm(affine), make_norm(affine)
+    norm.synchronized = synchronized
     other.load_state_dict(norm.state_dict())
     feat = (torch.randn(40, 5, **DOUBLE) * 3 + 7).requires_grad_()
     cotangent = torch.randn(40, 5, **DOUBLE)
@@ -42,9 +44,11 @@ def test_values_gradients_and_statistics_are_those_of_norm_and_relu(affine: bool
     torch.testing.assert_close(norm.state_dict(), other.state_dict())
 
 
-def test_the_gradient_is_that_of_finite_differences() -> None:
+@pytest.mark.parametrize("synchronized", [False, True])
+def test_the_gradient_is_that_of_finite_differences(synchronized: bool) -> None:
     torch.manual_seed(0)
     norm = make_norm(True)
+    norm.synchronized = synchronized
     feat = torch.randn(8, 5, **DOUBLE).requires_grad_()
     with keep_statistics():
         assert torch.autograd.gradcheck(partial(norm, relu=True), (feat,))
@@ -85,8 +89,10 @@ def gradients(block: ResidualBlock, x: SparseTensor, keep: bool) -> tuple[list[T
     return list(torch.autograd.grad(loss, [x.feat, *block.parameters()])), len(held)
 
 
-def test_a_block_keeps_one_activation_less_and_has_the_same_gradients() -> None:
+@pytest.mark.parametrize("synchronized", [False, True])
+def test_a_block_keeps_one_activation_less_and_has_the_same_gradients(synchronized: bool) -> None:
     block = ResidualBlock(5, 5, norm_layer=BatchNorm, backend="torch").double()
+    synchronize_norms(block, synchronized)
     x = sparse_input()
     ours, count = gradients(block, x, keep=False)
     expected, kept = gradients(block, x, keep=True)

@@ -47,7 +47,7 @@ def test_submanifold_map_is_the_brute_force_one(max_words: int, kernel_size: int
 
 
 def test_both_ways_to_find_neighbours_agree_with_keys_of_either_type() -> None:
-    cells = random_cells(400) + [(2, 1500, 1500, 1500)]  # an extent whose keys need 64 bits
+    cells = [*random_cells(400), (2, 1500, 1500, 1500)]  # an extent whose keys need 64 bits
     for chosen in (cells, cells[:-1]):
         voxels = voxels_of(chosen)
         assert voxels.key.dtype == (torch.int64 if chosen is cells else torch.int32)

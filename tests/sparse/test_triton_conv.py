@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from triton_inputs import DEVICE, KINDS, map_of, random_operands, random_voxels
 
 from ponder_zoo.layers.norms import BatchNorm
-from ponder_zoo.sparse import KernelMap, SparseTensor, SubMConv3d, submanifold_map
+from ponder_zoo.sparse import DownConv3d, Epilogue, KernelMap, SparseTensor, SubMConv3d, UpConv3d, submanifold_map
 from ponder_zoo.sparse.backends import torch as torch_backend
 from ponder_zoo.sparse.backends import triton as triton_backend
 from ponder_zoo.sparse.backends import triton_tuning as tuning
@@ -22,6 +22,15 @@ from ponder_zoo.sparse.backends.triton_tuning import Config
 # Largest error relative to the largest value, of outputs and both gradients. Measured 2026-11: 2e-7 for float32; for
 # float16 and bfloat16 it is the rounding of the result (the interpreter cuts bfloat16 off instead of rounding it).
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def trained_norm(width: int) -> BatchNorm:
+    """In eval mode, with statistics and parameters that differ from those of a new one."""
+    norm = BatchNorm(width).to(DEVICE)
+    for parameter in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
+        assert parameter is not None
+        parameter.uniform_(0.5, 1.5)
+    return norm.eval()
 
 
 def errors(feat: Tensor, weight: Tensor, kmap: KernelMap) -> list[float]:
@@ -148,20 +157,40 @@ def test_epilogue_is_norm_residual_and_relu(splits: int, monkeypatch: pytest.Mon
     kmap = map_of("3", random_voxels(40))
     feat, weight = (x.detach() for x in random_operands(kmap, 3, 6, 20))
     residual = torch.randn(40, 20, device=DEVICE)
-    norm = BatchNorm(20).to(DEVICE)
-    for parameter in (norm.running_mean, norm.running_var, norm.weight.data, norm.bias.data):
-        assert parameter is not None
-        parameter.uniform_(0.5, 1.5)
-    norm.eval()
-    scale, shift = triton_backend.fold_norm(norm)
+    norm = trained_norm(20)
     plain = triton_backend.conv(feat, weight, kmap)
-    ours = triton_backend.conv_epilogue(feat, weight, kmap, scale=scale, shift=shift, residual=residual, relu=True)
+    ours = triton_backend.conv(feat, weight, kmap, Epilogue.of_norm(norm, residual=residual, relu=True))
     torch.testing.assert_close(ours, (norm(plain) + residual).relu().detach(), atol=3e-6, rtol=3e-6)
-    assert triton_backend.conv_epilogue(feat, weight, kmap).equal(plain)
-    shifted = triton_backend.conv_epilogue(feat, weight, kmap, shift=shift)
+    assert triton_backend.conv(feat, weight, kmap, Epilogue()).equal(plain)
+    shift = torch.randn(20, device=DEVICE)
+    shifted = triton_backend.conv(feat, weight, kmap, Epilogue(shift=shift))
     torch.testing.assert_close(shifted, plain + shift)
     with pytest.raises(ValueError, match=r"`residual` of the output's shape \(40, 20\), got \(40, 19\)"):
-        triton_backend.conv_epilogue(feat, weight, kmap, residual=residual[:, 1:])
+        triton_backend.conv(feat, weight, kmap, Epilogue(residual=residual[:, 1:]))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_layers_fuse_an_epilogue_where_nobody_wants_gradients(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    after_conv: list[Epilogue] = []
+    apply = Epilogue.apply
+    monkeypatch.setattr(Epilogue, "apply", lambda self, out: (after_conv.append(self), apply(self, out))[1])
+    fine, other = SparseTensor(torch.randn(60, 6, device=DEVICE), random_voxels(60)), torch.randn(60, 4, device=DEVICE)
+    down, same = DownConv3d(6, 5, backend="triton").to(DEVICE), SubMConv3d(5, 5, backend="triton").to(DEVICE)
+    up, norms = UpConv3d(5, 4, backend="triton").to(DEVICE), [trained_norm(width) for width in (5, 5, 4)]
+
+    def run() -> Tensor:
+        x = down(fine, epilogue=Epilogue.of_norm(norms[0], relu=True))
+        x = same(x, epilogue=Epilogue.of_norm(norms[1], residual=x.feat, relu=True))
+        return up(x, fine, epilogue=Epilogue.of_norm(norms[2], residual=other)).feat
+
+    with torch.autocast(DEVICE.type, torch.float16, enabled=half):
+        after = run()
+        assert after.requires_grad and len(after_conv) == 3
+        with torch.no_grad():
+            inside = run()
+    assert len(after_conv) == 3 and inside.dtype == after.dtype == (torch.float16 if half else torch.float32)
+    torch.testing.assert_close(inside, after.detach(), atol=4e-3 if half else 1e-5, rtol=4e-3 if half else 1e-5)
+    assert torch.autograd.grad(after.float().sum(), down.weight)[0].abs().sum() > 0
 
 
 def test_float32_products_follow_torchs_switch() -> None:

@@ -11,7 +11,8 @@ pytest.importorskip("triton")
 
 from triton_inputs import DEVICE, KINDS, map_of, random_voxels
 
-from ponder_zoo.sparse import submanifold_map, voxelize
+from ponder_zoo.sparse import SparseTensor, SubMConv3d, Voxels, submanifold_map, voxelize
+from ponder_zoo.sparse.backends import triton_maps
 from ponder_zoo.sparse.backends import triton_plan as plan
 from ponder_zoo.sparse.backends.triton_maps import search_neighbours
 
@@ -35,6 +36,28 @@ def test_64_bit_keys_are_searched_too() -> None:
     voxels, _ = voxelize(cells, torch.zeros(5, dtype=torch.int64, device=DEVICE), 1)
     assert voxels.key.dtype == torch.int64
     assert search_neighbours(voxels, 1).equal(submanifold_map(voxels, 3).table)
+
+
+def test_the_backend_searches_on_a_gpu_and_leaves_a_cpu_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+    search = triton_maps.search_neighbours
+    monkeypatch.setattr(
+        triton_maps, "search_neighbours", lambda voxels, reach: (searched.append(reach), search(voxels, reach))[1]
+    )
+
+    def run(voxels: Voxels, backend: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        layers = [SubMConv3d(3, 4, kernel_size=size, backend=backend).to(DEVICE) for size in (5, 3)]
+        x = SparseTensor(torch.ones(len(voxels), 3, device=DEVICE), voxels)
+        return torch.cat([layer(x).feat for layer in layers], 1)
+
+    expected = run(random_voxels(60), "torch")
+    monkeypatch.setattr(triton_maps, "SEARCHED_ON", ())
+    torch.testing.assert_close(run(random_voxels(60), "triton"), expected)
+    assert searched == []
+    monkeypatch.setattr(triton_maps, "SEARCHED_ON", (DEVICE.type,))
+    torch.testing.assert_close(run(random_voxels(60), "triton"), expected)
+    assert searched == [2]  # the rows of size 3 are among those of size 5
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ponder_zoo.layers.sync_norm import synchronize_batch_norm
 from ponder_zoo.structures import PointBatch, VolumeGrid
 from ponder_zoo.volume import UNet3D, densify, densify_official
 from ponder_zoo.volume.densify import occupied_cells, occupied_cells_official
@@ -23,16 +24,19 @@ def make_grid(dtype: torch.dtype = torch.float64) -> VolumeGrid:
     return VolumeGrid(torch.tensor([[[0.0] * 3, [1.0] * 3]] * 2, dtype=dtype), SHAPE)
 
 
+@pytest.mark.parametrize("synchronized", [False, True])
 @pytest.mark.parametrize(("training", "outputs", "shortcut"), [(True, 3, False), (False, 3, True), (True, 5, True)])
 def test_the_network_gives_the_numbers_gradients_and_statistics_of_the_dense_volume(
-    training: bool, outputs: int, shortcut: bool
+    training: bool, outputs: int, shortcut: bool, synchronized: bool
 ) -> None:
     unet = UNet3D(5, outputs, channels=(4, 6), shortcut=shortcut).double().train(training)
     norm = unet.encoder[0].norm  # type: ignore[union-attr]
     with torch.no_grad():
         for value in (norm.weight, norm.bias, norm.running_mean):  # type: ignore[union-attr]
             value.normal_()  # type: ignore[operator]
-    other = copy.deepcopy(unet)
+    other = copy.deepcopy(unet)  # with plain norms
+    if synchronized:
+        synchronize_batch_norm(unet)
     feat = torch.randn(30, 5, dtype=torch.float64).requires_grad_()
     cells = occupied_cells(make_points(feat), make_grid())
     assert unet.takes_occupied(cells) and len(cells.index) < 30

@@ -31,7 +31,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """What a backend module provides. Weights are (C_out, kx, ky, kz, C_in)."""
+    """What a backend module provides. Weights are (C_out, kx, ky, kz, C_in).
+
+    A module with FUSES_EPILOGUES takes an `Epilogue` as last argument of each function, for use without gradients.
+    """
 
     def submanifold_conv(self, feat: Tensor, weight: Tensor, voxels: Voxels) -> Tensor:
         """(N, C_in) -> (N, C_out) on the same voxels."""

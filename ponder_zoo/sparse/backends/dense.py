@@ -25,12 +25,11 @@ def prefers_dense(feat: Tensor) -> bool:
     return feat.shape[1] <= DENSE_MAX_CHANNELS
 
 
-def dense_forward(feat: Tensor, flat: Tensor, kmap: KernelMap) -> Tensor:
-    """(N_in, C_in), (C_out, K, C_in) -> (N_out, C_out)."""
-    out = feat.new_empty(kmap.num_out, flat.shape[0])
+def dense_forward(feat: Tensor, flat: Tensor, kmap: KernelMap) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the output and their values, tile by tile: (N_in, C_in), (C_out, K, C_in) -> (T, C_out) each."""
+    weight = flat.flatten(1).t()
     for rows, patches in _patches(feat, kmap):
-        torch.mm(patches, flat.flatten(1).t(), out=out[rows])
-    return out
+        yield rows, torch.mm(patches, weight)
 
 
 def dense_weight_gradient(feat: Tensor, grad: Tensor, flat: Tensor, kmap: KernelMap) -> Tensor:

@@ -7,13 +7,14 @@ output, has no colliding writes (so it is deterministic), and its gradient is th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..epilogue import Epilogue
 from ..kernel_map import KernelMap
 from .by_map import by_map
 from .dense import dense_forward, dense_weight_gradient, prefers_dense
@@ -37,15 +38,22 @@ def conv_reference(feat: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
     return out
 
 
-def conv(feat: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
+def conv(feat: Tensor, weight: Tensor, kmap: KernelMap, epilogue: Epilogue | None = None) -> Tensor:
     """The fast form of `conv_reference`; differentiable once, in `feat` and `weight`.
 
     Sums are accumulated in float32 for lower precisions. (N_in, C_in), (C_out, kx, ky, kz, C_in) -> (N_out, C_out).
+    With an epilogue it is `epilogue.apply(conv(...))` without gradients, each tile while it is in the caches: the
+    forward pass of SparseUNet-34 takes XX % less (2026-11, 2 CPU cores).
     """
-    return cast(Tensor, _SparseConv.apply(feat, weight, kmap))
+    if epilogue is None:
+        return cast(Tensor, _SparseConv.apply(feat, weight, kmap))
+    epilogue.check((kmap.num_out, weight.shape[0]))
+    with torch.no_grad():
+        return _forward(feat, weight, kmap, epilogue)
 
 
 submanifold_conv, down_conv, up_conv = by_map(conv)
+FUSES_EPILOGUES = True  # these three take an `Epilogue`
 
 
 class _SparseConv(torch.autograd.Function):
@@ -53,11 +61,7 @@ class _SparseConv(torch.autograd.Function):
     def forward(ctx: Any, feat: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
         ctx.save_for_backward(feat, weight)
         ctx.kmap = kmap
-        flat = weight.flatten(1, 3)  # (C_out, K, C_in), a view
-        with torch.autocast(feat.device.type, enabled=False):
-            if prefers_dense(feat):
-                return dense_forward(feat, flat, kmap)
-            return _gather_multiply_sum(feat, [w.t() for w in flat.unbind(1)], kmap)
+        return _forward(feat, weight, kmap)
 
     @staticmethod
     @once_differentiable
@@ -79,21 +83,33 @@ class _SparseConv(torch.autograd.Function):
         return grad_feat, grad_weight, None
 
 
+def _forward(feat: Tensor, weight: Tensor, kmap: KernelMap, epilogue: Epilogue | None = None) -> Tensor:
+    flat = weight.flatten(1, 3)  # (C_out, K, C_in), a view
+    out = feat.new_empty(kmap.num_out, len(flat))
+    with torch.autocast(feat.device.type, enabled=False):
+        results = dense_forward(feat, flat, kmap) if prefers_dense(feat) else _multiply_sum(feat, flat, kmap)
+        for rows, result in results:
+            if epilogue is None:
+                out[rows] = result
+            else:
+                epilogue.write(out, rows, result)
+    return out
+
+
 # Tile by tile ---------------------------------------------------------------------------------------------------------
 
 
-def _gather_multiply_sum(feat: Tensor, weights: Sequence[Tensor], kmap: KernelMap) -> Tensor:
-    """One convolution with a (C_in, C_out) matrix per kernel offset: (N_in, C_in) -> (N_out, C_out)."""
-    width = weights[0].shape[1]
-    out = feat.new_empty(kmap.num_out, width)
+def _multiply_sum(feat: Tensor, flat: Tensor, kmap: KernelMap) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the output and their values, tile by tile: (N_in, C_in), (C_out, K, C_in) -> (T, C_out) each."""
+    weights = [w.t() for w in flat.unbind(1)]  # (C_in, C_out)
+    width = len(flat)
     for tile in tiles(kmap):
         products = scratch("products", (tile.num_pairs, width), feat)
         # views of all offsets at once, not one by one
         places = products.split(tile.sizes)
         for offset, source, place in zip(tile.offsets, tile.sources, places, strict=True):
             torch.mm(_gather("gathered0", feat, tile, offset, source, kmap), weights[offset], out=place)
-        out[tile.rows] = tile.sum_by_row(products)
-    return out
+        yield tile.rows, tile.sum_by_row(products)
 
 
 def _gradients(

@@ -22,14 +22,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..epilogue import Epilogue
 from ..kernel_map import KernelMap
 from . import triton_kernels as kernels
 from . import triton_plan as plan
 from . import triton_tuning as tuning
 from .by_map import by_map
 from .precision import accumulator
+from .triton_maps import submanifold_map
 from .triton_tuning import Config, Problem
 
 INTERPRETED = not isinstance(kernels.conv_kernel, triton.JITFunction)
@@ -38,59 +39,23 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SUM_BLOCK = 1024  # entries per program of the kernels that add partial sums
 
 
-def conv(feat: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
+def conv(feat: Tensor, weight: Tensor, kmap: KernelMap, epilogue: Epilogue | None = None) -> Tensor:
     """(N_in, C_in), (C_out, kx, ky, kz, C_in) -> (N_out, C_out); differentiable once, in `feat` and `weight`.
 
     Sums are accumulated in float32 for float16 and bfloat16. Products of float32 are exact, or rounded to TF32 where
-    `torch.backends.cuda.matmul.allow_tf32` is set.
+    `torch.backends.cuda.matmul.allow_tf32` is set. With an epilogue it is `epilogue.apply(conv(...))` without
+    gradients, with the convolution's result in memory once.
     """
     _check(feat, weight)
-    return cast(Tensor, _SparseConv.apply(feat, weight, kmap))
+    if epilogue is None:
+        return cast(Tensor, _SparseConv.apply(feat, weight, kmap))
+    epilogue.check((kmap.num_out, weight.shape[0]))
+    with torch.no_grad():
+        return _multiply("forward", feat, _Weight.of(weight), kmap, epilogue)
 
 
-submanifold_conv, down_conv, up_conv = by_map(conv)
-
-
-@torch.no_grad()
-def conv_epilogue(
-    feat: Tensor,
-    weight: Tensor,
-    kmap: KernelMap,
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
-    relu: bool = False,
-) -> Tensor:
-    """`conv(...) * scale + shift + residual` and a ReLU, with the convolution's result in memory once. For inference.
-
-    Args:
-        feat: (N_in, C_in).
-        weight: (C_out, kx, ky, kz, C_in).
-        kmap: the convolution's map.
-        scale: (C_out,); with `shift` a folded BatchNorm in eval mode, see `fold_norm`.
-        shift: (C_out,).
-        residual: (N_out, C_out) in the precision of `feat`.
-        relu: whether negative values become zero.
-    """
-    _check(feat, weight)
-    shape = (kmap.num_out, weight.shape[0])
-    if residual is not None and residual.shape != shape:
-        raise ValueError(
-            f"Expected `residual` of the output's shape {shape}, got {tuple(residual.shape)}. "
-            "Take the features of the same voxels."
-        )
-    return _multiply("forward", feat, _Weight.of(weight), kmap, _Epilogue(scale, shift, residual, relu))
-
-
-def fold_norm(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Scale and shift (C,) float32 that a BatchNorm in eval mode amounts to."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = (norm.running_var.float() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.float()
-    shift = -norm.running_mean.float() * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.float()
+submanifold_conv, down_conv, up_conv = by_map(conv, submanifold_map)
+FUSES_EPILOGUES = True  # these three take an `Epilogue`
 
 
 def tune(run: Callable[[], object]) -> int:
@@ -112,7 +77,7 @@ class _SparseConv(torch.autograd.Function):
     def forward(ctx: Any, feat: Tensor, weight: Tensor, kmap: KernelMap) -> Tensor:
         ctx.save_for_backward(feat, weight)
         ctx.kmap = kmap
-        return _multiply("forward", feat, _Weight.of(weight), kmap, _Epilogue())
+        return _multiply("forward", feat, _Weight.of(weight), kmap, Epilogue())
 
     @staticmethod
     @once_differentiable
@@ -125,7 +90,7 @@ class _SparseConv(torch.autograd.Function):
             matrices = _Weight.of(weight).transposed()
             if transposed is ctx.kmap:
                 matrices = matrices.mirrored()
-            grad_feat = _multiply("input_gradient", grads[0], matrices, transposed, _Epilogue())
+            grad_feat = _multiply("input_gradient", grads[0], matrices, transposed, Epilogue())
         if wants_weight:
             grad_weight = _weight_gradient(feat, grads[0], weight, ctx.kmap)
         return grad_feat, grad_weight, None
@@ -176,21 +141,15 @@ class _Weight:
         return _Weight(self.tensor[:, -1], self.chans_in, self.chans_out, (-offset, ins, outs))
 
 
-@dataclass(frozen=True, eq=False)
-class _Epilogue:
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    residual: Tensor | None = None
-    relu: bool = False
-
-    def arguments(self, unused: Tensor) -> tuple[tuple[Tensor, ...], dict[str, bool]]:
-        """The kernels' pointers, `unused` where there is none, and their switches."""
-        given = [None if x is None else x.contiguous() for x in (self.scale, self.shift, self.residual)]
-        switches = {name: x is not None for name, x in zip(("SCALE", "SHIFT", "RESIDUAL"), given, strict=True)}
-        return tuple(unused if x is None else x for x in given), switches | {"RELU": self.relu}
+def _epilogue_arguments(epilogue: Epilogue, unused: Tensor) -> tuple[tuple[Tensor, ...], dict[str, bool]]:
+    """The kernels' pointers, `unused` where there is none, and their switches."""
+    parts = (epilogue.scale, epilogue.shift, epilogue.residual)
+    given = [None if x is None else x.contiguous() for x in parts]
+    switches = {name: x is not None for name, x in zip(("SCALE", "SHIFT", "RESIDUAL"), given, strict=True)}
+    return tuple(unused if x is None else x for x in given), switches | {"RELU": epilogue.relu}
 
 
-def _multiply(op: tuning.Op, feat: Tensor, weight: _Weight, kmap: KernelMap, epilogue: _Epilogue) -> Tensor:
+def _multiply(op: tuning.Op, feat: Tensor, weight: _Weight, kmap: KernelMap, epilogue: Epilogue) -> Tensor:
     """(N_in, C_in) -> (N_out, C_out) through the map."""
     out = feat.new_empty(kmap.num_out, weight.chans_out)
     if out.numel() == 0:
@@ -209,7 +168,7 @@ def _multiply(op: tuning.Op, feat: Tensor, weight: _Weight, kmap: KernelMap, epi
 
 
 def _launch_conv(
-    config: Config, feat: Tensor, weight: _Weight, kmap: KernelMap, epilogue: _Epilogue, out: Tensor
+    config: Config, feat: Tensor, weight: _Weight, kmap: KernelMap, epilogue: Epilogue, out: Tensor
 ) -> None:
     blocks = plan.row_blocks(kmap, config.rows)
     table, order = blocks.sorted.table, blocks.sorted.order
@@ -218,7 +177,7 @@ def _launch_conv(
     partial = out
     if config.splits > 1:
         partial = out.new_empty(config.splits, num_out, chans_out, dtype=total_dtype)
-    pointers, switches = epilogue.arguments(out)
+    pointers, switches = _epilogue_arguments(epilogue, out)
     within = switches if config.splits == 1 else dict.fromkeys(switches, False)
     grid = (len(blocks.counts) * -(-chans_out // config.outs), config.splits)
     kernels.conv_kernel[grid](

@@ -1,8 +1,4 @@
-"""Neighbour tables on a GPU without a synchronisation with the host.
-
-`kernel_map._search_neighbours` finds the voxels that have a neighbour with `nonzero`, whose result's size the host has
-to wait for. Here every (offset, voxel) of the dense table is written by one launch.
-"""
+"""Neighbour tables on a GPU in one launch, where `neighbours.neighbour_table` takes some thirty small ones."""
 
 # pyright does not know how triton compiles: that launches take constants, and that a loaded value is a tensor.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
@@ -13,11 +9,20 @@ import torch
 import triton
 from torch import Tensor
 
+from .. import kernel_map
+from ..kernel_map import KernelMap
 from ..voxels import Voxels
 from .triton_kernels import search_kernel
 from .triton_plan import is_wide
 
+SEARCHED_ON = ("cuda",)  # kinds of device; in the interpreter, on a CPU, the host's search is faster
 _ROWS = 128  # voxels per program
+
+
+def submanifold_map(voxels: Voxels, kernel_size: int) -> KernelMap:
+    """`kernel_map.submanifold_map`, whose table a kernel fills where that spares the host the waiting."""
+    search = search_neighbours if voxels.device.type in SEARCHED_ON else None
+    return kernel_map.submanifold_map(voxels, kernel_size, search=search)
 
 
 def search_neighbours(voxels: Voxels, reach: int) -> Tensor:
