@@ -24,7 +24,7 @@ from ponder_zoo.structures import PointBatch
 
 from . import sparse_unet
 from .harness import Call, Case
-from .machine import ROOT, device, precision
+from .machine import ROOT, device, precision, python_path
 from .peers import spconv_unet
 from .scenes import dense_scene, repeat_scene, thin_scene
 
@@ -133,7 +133,7 @@ def use_measured_choices(chosen: Sequence[Case], output: Path) -> None:
 def compile_ahead(names: Sequence[str]) -> None:
     """Call ours of these cases once, each in a process; what they measure in each other's way is thrown away."""
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"PONDER_ZOO_CACHE": folder, "PYTHONPATH": _python_path()}
+        environment = os.environ | {"PONDER_ZOO_CACHE": folder, "PYTHONPATH": python_path()}
         command = [sys.executable, "-m", "benchmarks", "--device", device().type, "--child"]
         children = [
             subprocess.Popen([*command, name, "ours"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
@@ -145,7 +145,3 @@ def compile_ahead(names: Sequence[str]) -> None:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
-
-
-def _python_path() -> str:
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))

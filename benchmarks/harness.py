@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 
-from .machine import ROOT, Machine, OtherLoad, commit, describe, device, load_average, synchronize
+from .machine import ROOT, Machine, OtherLoad, commit, describe, device, load_average, python_path, synchronize
 
 Call = Callable[[], object]
 Side = Literal["ours", "theirs"]
@@ -312,7 +312,9 @@ def _memory(case: Case) -> dict[str, Any]:
 def _peak_of_child(name: str, side: Side) -> int:
     command = [sys.executable, "-m", "benchmarks", "--child", name, side]
     command += ["--threads", str(torch.get_num_threads()), "--device", device().type]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": python_path()}
+    )
     if done.returncode != 0:
         raise RuntimeError(f"{name}, {side}: the child process failed.\n{done.stderr.strip()[-2000:]}")
     answer = json.loads(done.stdout.splitlines()[-1])

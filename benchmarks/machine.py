@@ -204,6 +204,11 @@ def _processor_times() -> tuple[float, float, float] | None:
     return busy + idle + iowait, busy, own.user + own.system + own.children_user + own.children_system
 
 
+def python_path() -> str:
+    """PYTHONPATH of child processes: this repository, and what the caller has, such as a peer that is not installed."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
 def free_port() -> int:
     """A port on this machine that nothing listens on."""
     with socket.socket() as found:
