@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 
-from .machine import ROOT, Machine, OtherLoad, commit, describe, device, load_average, synchronize
+from .machine import ROOT, Machine, OtherLoad, commit, describe, device, load_average, python_path, synchronize
 
 Call = Callable[[], object]
 Side = Literal["ours", "theirs"]
@@ -32,6 +32,7 @@ DISTURBED = 0.1  # share of the machine that other processes may take during a r
 MIN_SECONDS = 0.2  # of a repetition: shorter calls are made several times
 MAX_CALLS = 1000
 LONG = 3.0  # seconds of a first call after which one is warm-up enough
+GPU_WARM_UP = 10  # calls
 
 
 @dataclass(frozen=True)
@@ -156,14 +157,15 @@ def _timed(call: Call, calls: int) -> float:
 
 
 def warm_up(call: Call) -> int:
-    """Call once, and again where that took little time; say how many calls make a repetition."""
-    for _ in range(2):
+    """Call a few times, fewer where that takes long, and say how many calls make a repetition."""
+    seconds, cuda = 0.0, device().type == "cuda"
+    for _ in range(GPU_WARM_UP if cuda else 2):
         synchronize()
         start = time.perf_counter()
         call()
         synchronize()
         seconds = time.perf_counter() - start
-        if seconds > LONG:
+        if seconds > LONG and not cuda:  # the first calls on a GPU compile kernels and measure their choices
             return 1
     return max(1, min(MAX_CALLS, int(MIN_SECONDS / max(seconds, 1e-9)) + 1)) if seconds < MIN_SECONDS else 1
 
@@ -310,7 +312,9 @@ def _memory(case: Case) -> dict[str, Any]:
 def _peak_of_child(name: str, side: Side) -> int:
     command = [sys.executable, "-m", "benchmarks", "--child", name, side]
     command += ["--threads", str(torch.get_num_threads()), "--device", device().type]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": python_path()}
+    )
     if done.returncode != 0:
         raise RuntimeError(f"{name}, {side}: the child process failed.\n{done.stderr.strip()[-2000:]}")
     answer = json.loads(done.stdout.splitlines()[-1])

@@ -16,7 +16,7 @@ from ponder_zoo.structures import PointBatch
 
 from . import floors
 from .harness import Call, Case, Seconds
-from .machine import device, synchronize
+from .machine import device, our_backend, synchronize
 from .peers import spconv_unet
 from .sparse_unet import SCENES
 
@@ -69,10 +69,11 @@ class _Layers(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = SubMConv3d(6, WIDTH, kernel_size=5)
-        self.same = nn.ModuleList(SubMConv3d(WIDTH, WIDTH) for _ in range(LEVELS + 1))
-        self.down = nn.ModuleList(DownConv3d(WIDTH, WIDTH) for _ in range(LEVELS))
-        self.up = nn.ModuleList(UpConv3d(WIDTH, WIDTH) for _ in range(LEVELS))
+        backend = our_backend()
+        self.stem = SubMConv3d(6, WIDTH, kernel_size=5, backend=backend)
+        self.same = nn.ModuleList(SubMConv3d(WIDTH, WIDTH, backend=backend) for _ in range(LEVELS + 1))
+        self.down = nn.ModuleList(DownConv3d(WIDTH, WIDTH, backend=backend) for _ in range(LEVELS))
+        self.up = nn.ModuleList(UpConv3d(WIDTH, WIDTH, backend=backend) for _ in range(LEVELS))
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         x = self.stem(x)

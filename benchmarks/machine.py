@@ -37,6 +37,24 @@ def device() -> torch.device:
     return _device
 
 
+def our_backend() -> str:
+    """Of sparse convolutions: what this project has for the device, not what `auto` would take from the peer."""
+    return "torch" if _device.type == "cpu" else "triton"
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Inside, products are made in this precision: "float32", "tf32" (of a GPU), "float16" or "bfloat16"."""
+    half = name in ("float16", "bfloat16")
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    try:
+        with torch.autocast(_device.type, getattr(torch, name) if half else None, enabled=half):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 @contextlib.contextmanager
 def assumed_device(name: str) -> Iterator[None]:
     """Let cases be listed as they are on a device that this machine need not have."""
@@ -184,6 +202,11 @@ def _processor_times() -> tuple[float, float, float] | None:
     busy = user + nice + system + irq + softirq + steal
     own = os.times()
     return busy + idle + iowait, busy, own.user + own.system + own.children_user + own.children_system
+
+
+def python_path() -> str:
+    """PYTHONPATH of child processes: this repository, and what the caller has, such as a peer that is not installed."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from .harness import Call, Seconds
-from .machine import ROOT, device, free_port
+from .machine import ROOT, device, free_port, python_path
 
 STEPS = 2  # timed, after one that is not
 
@@ -28,7 +28,7 @@ def steps_of_processes(processes: int, *, scenes: int, voxels: int) -> Call:
         port = str(free_port())
         arguments = [str(x) for x in (processes, scenes // processes, voxels, threads, port, kind)]
         command = [sys.executable, "-m", "benchmarks.processes", *arguments]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+        environment = os.environ | {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": str(threads)}
         running = [
             subprocess.Popen([*command, str(rank)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
             for rank in range(processes)

@@ -55,7 +55,7 @@ def sections(
         "alone": alone_table(cases, latest(cpu)),
         "scaling": scaling_table(latest(cpu)),
         "curves": curves_table(latest(cpu)),
-        "gpu": targets_table(gpu_cases, runs(cuda)),
+        "gpu": targets_table(gpu_cases, runs(cuda)) + "\n\n" + alone_table(gpu_cases, latest(cuda)),
     }
 
 

@@ -12,7 +12,7 @@ from ponder_zoo.structures import PointBatch
 
 from . import floors
 from .harness import Call, Case
-from .machine import device
+from .machine import device, our_backend, precision
 from .peers import spconv_unet
 from .scenes import dense_scene, thin_scene
 
@@ -24,7 +24,6 @@ TARGETS = {  # (done, aim)
     ("train", "dense"): (1.6, 2.2),
 }
 GPU_TARGET = (1.2, 2.0)
-GPU_SECONDS = (0.004, 0.001)  # forward of 100 000 voxels in bf16
 AGREEMENT = 1e-4  # of the two outputs in float32, relative to the largest value
 
 
@@ -36,28 +35,19 @@ def cases() -> Iterator[Case]:
         yield Case(
             name=f"sparse_unet/{kind}/{scene}",
             peer=spconv_unet.describe_peer(),
-            ours=lambda build=build, kind=kind: _ours(build(), kind == "train"),
-            theirs=lambda build=build, kind=kind: _theirs(build(), kind == "train"),
+            ours=lambda build=build, kind=kind: ours(build(), kind == "train"),
+            theirs=lambda build=build, kind=kind: theirs(build(), kind == "train"),
             done=done,
             aim=aim,
             floor=lambda machine, build=build, kind=kind: floors.sparse_unet(build(), machine, train=kind == "train"),
             repeats=5,
         )
-    if gpu:
-        yield Case(
-            name="sparse_unet/forward_bf16/dense",
-            peer="none; seconds",
-            ours=lambda: _ours(dense_scene(), train=False, dtype=torch.bfloat16),
-            done=GPU_SECONDS[0],
-            aim=GPU_SECONDS[1],
-            target_seconds=True,
-        )
     for scene, build in SCENES.items():
         yield Case(
             name=f"sparse_unet/memory/{scene}",
             peer=spconv_unet.describe_peer(),
-            ours=lambda build=build: _ours(build(), train=True),
-            theirs=lambda build=build: _theirs(build(), train=True, check=False),
+            ours=lambda build=build: ours(build(), train=True),
+            theirs=lambda build=build: theirs(build(), train=True, check=False),
             done=1.0,
             aim=0.7,
             metric="memory",
@@ -67,7 +57,7 @@ def cases() -> Iterator[Case]:
 def make_model(**sizes: Any) -> Any:
     """SparseUNet-34 (or other sizes) without a head, with norms that are not at their initial values."""
     torch.manual_seed(0)
-    model: Any = pz.create_model("sparseunet34", in_chans=6, **sizes)
+    model: Any = pz.create_model("sparseunet34", in_chans=6, backend=our_backend(), **sizes)
     with torch.no_grad():
         for module in model.modules():
             if hasattr(module, "running_var"):
@@ -76,20 +66,22 @@ def make_model(**sizes: Any) -> Any:
     return model.to(device())
 
 
-def _ours(points: PointBatch, train: bool, dtype: torch.dtype = torch.float16) -> Call:
-    model, points = make_model().train(train), points.to(device())
+def ours(points: PointBatch, train: bool, dtype: str = "", **sizes: Any) -> Call:
+    """Features of the points, or a training step without the optimizer."""
+    model, points = make_model(**sizes).train(train), points.to(device())
     return model_call(model, lambda: model.forward_features(points).feat, train, dtype)
 
 
-def _theirs(points: PointBatch, train: bool, check: bool = True, **sizes: Any) -> Call:
-    ours, points = make_model(**sizes), points.to(device())
+def theirs(points: PointBatch, train: bool, dtype: str = "", *, check: bool = True, **sizes: Any) -> Call:
+    """The same in spconv, whose features must be ours."""
+    model, points = make_model(**sizes), points.to(device())
     peer = spconv_unet.SpconvUNet(6, **sizes).to(device())
-    peer.load_ours(ours.state_dict())
+    peer.load_ours(model.state_dict())
     forward = lambda: peer(points.feat, *spconv_unet.sites(points), points.batch_size)  # noqa: E731
     if check:
-        _check_agreement(ours, points, model_call(peer.eval(), forward, train=False))
-    del ours
-    return model_call(peer.train(train), forward, train)
+        _check_agreement(model, points, model_call(peer.eval(), forward, train=False))
+    del model
+    return model_call(peer.train(train), forward, train, dtype)
 
 
 def _check_agreement(ours: Any, points: PointBatch, theirs: Call) -> None:
@@ -104,19 +96,17 @@ def _check_agreement(ours: Any, points: PointBatch, theirs: Call) -> None:
         )
 
 
-def model_call(
-    model: torch.nn.Module, forward: Callable[[], torch.Tensor], train: bool, dtype: torch.dtype = torch.float16
-) -> Call:
-    """A forward pass, or a training step without the optimizer; on a GPU in half precision, on both sides."""
-    cuda = device().type == "cuda"
+def model_call(model: torch.nn.Module, forward: Callable[[], torch.Tensor], train: bool, dtype: str = "") -> Call:
+    """A forward pass, or a training step without the optimizer, in a precision; by default float16 on a GPU."""
+    dtype = dtype or ("float16" if device().type == "cuda" else "float32")
 
     def infer() -> torch.Tensor:
-        with torch.inference_mode(), torch.autocast("cuda", dtype, enabled=cuda):
+        with torch.inference_mode(), precision(dtype):
             return forward()
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", dtype, enabled=cuda):
+        with precision(dtype):
             out = forward()
         out.float().square().mean().backward()
 

@@ -27,7 +27,7 @@ from ponder_zoo.volume import official_lookup_grid
 from ponder_zoo.volume.densify import occupied_cells_official
 
 from .harness import Call, Case
-from .machine import device, synchronize
+from .machine import device, our_backend, synchronize, use_device
 from .render import CELLS, Inputs, make_inputs
 from .scenes import thin_scene
 
@@ -62,7 +62,11 @@ class Step:
         self.inputs: Inputs = make_inputs(channels=2)  # of its volume nothing is used
         self.scene = unit_cube_scene()
         self.model: Any = pz.create_pretrainer(
-            "sparseunet_ponderv2", "neus_ponderv2", unet_shortcut=False, cells="official"
+            "sparseunet_ponderv2",
+            "neus_ponderv2",
+            unet_shortcut=False,
+            cells="official",
+            encoder_args={"backend": our_backend()},
         ).to(device())
         self.optimizer = make_optimizer(self.model, "sgd", lr=8e-4, weight_decay=1e-4, decay_all=True)
         self.weights = RenderLossWeights.official()
@@ -141,7 +145,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description="Profile our pre-training step.")
     parser.add_argument("--profile", action="store_true", required=True, help="show the share of each part")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
+    use_device(args.device)
     step = Step()
     step.timed()
     runs = [step.timed() for _ in range(args.repeats)]
@@ -150,6 +156,18 @@ def main() -> None:
     for name, seconds in medians.items():
         print(f"{name:<24}{seconds:8.3f} s{100 * seconds / total:6.1f} %")
     print(f"{'step':<24}{total:8.3f} s")
+    if args.device == "cuda":
+        print(kernel_table(step))
+
+
+def kernel_table(step: Step) -> str:
+    """The kernels of one step on a GPU, those that take the most time first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        step()
+        synchronize()
+    return trace.key_averages().table(sort_by="cuda_time_total", row_limit=30, max_name_column_width=60)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,11 @@ Layers of one resolution share their pair list through `indice_key`, as users of
 from __future__ import annotations
 
 import importlib.metadata
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,15 +45,41 @@ def import_spconv() -> Any:
     """The spconv.pytorch module.
 
     Raises:
-        ImportError: where it is not installed.
+        ImportError: where it is not installed, or fails on this GPU.
     """
+    if device().type == "cuda" and (failure := failure_on_gpu()):
+        raise ImportError(f"spconv fails on this GPU: {failure}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import spconv.pytorch as spconv
     except ImportError as error:
         raise ImportError("spconv is not installed") from error
+    from spconv import constants
+
+    constants.SPCONV_ALLOW_TF32 = device().type == "cuda"  # where it gets float32, ours may use it too
     return spconv
+
+
+PROBE = """
+import torch, spconv.pytorch as spconv
+cells = torch.randperm(8000)[:1000]
+rows = torch.stack([cells * 0, cells // 400, cells // 20 % 20, cells % 20], 1).int().cuda()
+layer = spconv.SubMConv3d(16, 16, 3, bias=False).cuda().half()
+out = layer(spconv.SparseConvTensor(torch.randn(1000, 16).cuda().half(), rows, [20] * 3, 1)).features
+assert out.isfinite().all()
+"""
+
+
+@cache
+def failure_on_gpu(seconds: float = 90.0) -> str:
+    """Why a layer cannot run on the GPU, "" where it can; tried in a process that may crash or hang."""
+    try:
+        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {seconds:.0f} s"
+    lines = done.stderr.strip().splitlines()
+    return "" if done.returncode == 0 else lines[-1] if lines else f"exit status {done.returncode}"
 
 
 def conv_options() -> dict[str, Any]:

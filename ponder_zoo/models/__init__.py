@@ -26,6 +26,7 @@ from ._registry import list_renderers as list_renderers
 from ._registry import register_model as register_model
 from ._registry import register_model_deprecations as register_model_deprecations
 from ._registry import register_renderer as register_renderer
+from .captured import CapturedFeatures as CapturedFeatures
 from .ponder import Ponder as Ponder
 from .renderers import neus as neus
 from .sparse_unet import SparseUNet as SparseUNet

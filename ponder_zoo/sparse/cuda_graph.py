@@ -40,7 +40,7 @@ class CapturedForward:
 
     Args:
         forward: from a tensor to features (N, C) on the same voxels, without host synchronisation once the maps exist:
-            with backend="triton", and one condition per batch. With autocast, use `cache_enabled=False`.
+            with backend="triton", and one condition per batch.
         max_graphs: that are kept; each holds the memory of a forward pass.
     """
 
@@ -53,6 +53,12 @@ class CapturedForward:
     @torch.no_grad()
     def __call__(self, x: SparseTensor) -> Tensor:
         """(N, C) features on the voxels of `x`."""
+        kind, precision = x.feat.device.type, _autocast_dtype(x.feat)
+        # Without autocast's cache of cast weights: they would be freed while a graph still reads them.
+        with torch.autocast(kind, precision, enabled=precision is not None, cache_enabled=False):
+            return self._call(x)
+
+    def _call(self, x: SparseTensor) -> Tensor:
         if self._kernel_sizes is None:
             out = self.forward(x)
             self._kernel_sizes = used_kernel_sizes(x.voxels)
@@ -72,6 +78,15 @@ class CapturedForward:
         return min(fitting, key=lambda graph: len(graph.x), default=None)
 
 
+def _autocast_dtype(feat: Tensor) -> torch.dtype | None:
+    kind = feat.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _kind(x: SparseTensor) -> tuple[torch.dtype, int, int]:
+    return x.feat.dtype, x.feat.shape[1], x.batch_size
+
+
 class _Graph:
     def __init__(
         self,
@@ -86,13 +101,12 @@ class _Graph:
         self.levels = _empty_levels(levels, self.sizes, kernel_sizes)
         self.x = SparseTensor(x.feat.new_zeros(self.sizes[0], x.feat.shape[1]), self.levels[0])
         self.out: Tensor | None = None
+        self.precision = _autocast_dtype(x.feat)
         self._load(x, levels)
         self._replay = _record(self._run, x.feat.device)
 
     def fits(self, x: SparseTensor, levels: Sequence[Voxels]) -> bool:
-        like = (x.feat.dtype, x.feat.shape[1], x.batch_size) == (
-            *(self.x.feat.dtype, self.x.feat.shape[1]), self.x.batch_size
-        )  # fmt: skip
+        like = _kind(x) == _kind(self.x) and _autocast_dtype(x.feat) == self.precision
         room = all(len(level) <= size for level, size in zip(levels, self.sizes, strict=True))
         return like and room and self.sizes[0] <= max(LARGEST_WASTE * len(x), padded_size(len(x)))
 

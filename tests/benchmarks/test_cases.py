@@ -29,7 +29,7 @@ def points() -> PointBatch:
 @pytest.mark.spconv
 @SPCONV_WARNINGS
 def test_the_peer_computes_what_ours_does_and_trains(points: PointBatch) -> None:
-    sparse_unet._theirs(points, train=True, **SMALL)()  # raises in its set-up where the outputs differ
+    sparse_unet.theirs(points, train=True, **SMALL)()  # raises in its set-up where the outputs differ
 
 
 @pytest.mark.spconv

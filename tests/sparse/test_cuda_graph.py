@@ -83,6 +83,16 @@ def test_other_inputs_get_another_graph() -> None:
     assert len(captured._graphs) == 3
 
 
+def test_a_graph_is_used_in_the_precision_that_it_was_captured_in() -> None:
+    captured = CapturedForward(lambda x: x.feat @ torch.eye(6))
+    x = scene(100)
+    captured(x)
+    assert captured(x).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert captured(x).dtype == torch.bfloat16
+    assert captured(x).dtype == torch.float32 and len(captured._graphs) == 2
+
+
 def test_kernel_sizes_are_seen_in_the_first_call() -> None:
     model, calls = network()
     x = scene(200)

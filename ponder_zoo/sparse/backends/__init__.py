@@ -22,7 +22,7 @@ BACKENDS: tuple[str, ...] = ("auto", "torch", "triton", "spconv")
 
 # What `auto` takes on a kind of device: the first usable one. On CPU spconv has only its Native algorithm and the torch
 # backend is no slower; on a GPU its kernels win. `triton` has to be asked for until it was run and measured on a GPU
-# (`python -m benchmarks.gpu`): so far it is right in Triton's interpreter.
+# (`python -m benchmarks --device cuda`): so far it is right in Triton's interpreter.
 PREFERENCE: dict[str, tuple[str, ...]] = {"cuda": ("spconv", "torch")}
 ALWAYS = ("torch",)  # on other devices
 TRITON_CAPABILITY = (8, 0)  # of GPUs: the first one with TF32 and bfloat16
