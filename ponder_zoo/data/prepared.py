@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 
+logger = logging.getLogger(__name__)
+
+
 class PreparedScenes:
     """Map-style data set of prepared scenes. Of remote ones, only what an item needs is fetched, when it is needed.
 
@@ -27,12 +31,11 @@ class PreparedScenes:
 
     Args:
         root: folder or URL of the prepared form.
-        split: one of its splits, or several.
+        split: one of its splits, or several; of several, some may be missing.
+        dataset: what it must hold: scannet, s3dis, ... None: anything.
         label_set: which labels become `segment`; image labels exist for the main set, "segment", only.
         views: whether scenes come with their images; those without any are then left out.
         labelled: leave out scenes without labels of the set.
-        scenes: names of the scenes to use. None: all of the split.
-        change: applied to every scene, for example to hide labels.
 
     Example:
         scenes = PreparedScenes("data/scannet", "train")
@@ -44,29 +47,32 @@ class PreparedScenes:
         root: str | Path,
         split: str | Sequence[str],
         *,
+        dataset: str | None = None,
         label_set: str = "segment",
         views: bool = True,
         labelled: bool = False,
-        scenes: Sequence[str] | None = None,
-        change: Callable[[Scene], Scene] | None = None,
     ) -> None:
         self.folder = Folder(root)
         self.manifest = read_manifest(self.folder)
+        if dataset not in (None, self.manifest["dataset"]):
+            raise ValueError(f"{root}: expected {dataset}, it holds {self.manifest['dataset']}. Check data.root.")
         if label_set not in self.manifest["classes"]:
             raise ValueError(
                 f"{root}: expected labels {label_set!r}, the prepared form has {list(self.manifest['classes'])}. "
                 "Check data.name, or prepare the data set again."
             )
-        self.label_set, self.views, self.change = label_set, views, change
-        records = self._choose([split] if isinstance(split, str) else list(split), scenes)
-        self.files = [
-            scene_paths(record["split"], record["scene"])
-            for record in records
+        self.label_set, self.views = label_set, views
+        splits = [split] if isinstance(split, str) else list(split)
+        records = [
+            record
+            for record in self._records(splits)
             if (record["frames"] or not views) and (label_set in record["labels"] or not labelled)
         ]
-        if not self.files:
-            wanted = " and ".join(["images"] * views + ["labels"] * labelled)
-            raise ValueError(f"{root}: none of {len(records)} scenes of {split!r} has {wanted}. See its {MANIFEST}.")
+        if not records:
+            wanted = " and ".join(["images"] * views + ["labels"] * labelled) or "points"
+            raise ValueError(f"{root}: none of the scenes of {splits} has {wanted}. See its {MANIFEST}.")
+        self.names = [record["scene"] for record in records]
+        self.files = [scene_paths(record["split"], record["scene"]) for record in records]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -86,23 +92,16 @@ class PreparedScenes:
         if self.views:
             labelled = self.label_set == "segment"
             scene = replace(scene, stored_views=PreparedViews(self.folder, frames_path, frames, scene.name, labelled))
-        return scene if self.change is None else self.change(scene)
+        return scene
 
-    def _choose(self, splits: Sequence[str], names: Sequence[str] | None) -> list[dict[str, Any]]:
-        counts = self.manifest["counts"]
-        unknown = [split for split in splits if split not in counts]
-        if unknown:
-            raise ValueError(f"{self.folder.root}: expected splits of {list(counts)}, got {unknown}. Check data.root.")
-        records = {record["scene"]: record for record in self.manifest["scenes"] if record["split"] in splits}
-        if names is not None:
-            missing = sorted(set(names) - set(records))
-            if missing:
-                raise ValueError(
-                    f"{self.folder.root}: {len(missing)} scenes of the list are not in its splits {list(splits)}, for "
-                    f"example {missing[0]!r}. Check data.scene_list, and `failed` in {MANIFEST}."
-                )
-            records = {name: records[name] for name in sorted(set(names))}
-        return list(records.values())
+    def _records(self, splits: Sequence[str]) -> list[dict[str, Any]]:
+        known = list(self.manifest["counts"])
+        missing = [split for split in splits if split not in known]
+        if len(missing) == len(splits):
+            raise ValueError(f"{self.folder.root}: expected splits of {known}, got {splits}. Check data.root.")
+        if missing:
+            logger.warning("%s has no scenes of %s; only those of %s are used.", self.folder.root, missing, known)
+        return [record for record in self.manifest["scenes"] if record["split"] in splits]
 
 
 @dataclass(frozen=True, eq=False)

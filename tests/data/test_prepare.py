@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rooms_reader import Rooms, frames_of, png
+from data.rooms_reader import Rooms, frames_of, png
 
 from ponder_zoo.data.prepare.__main__ import main
 from ponder_zoo.data.prepare.frame_checks import usable_frames
@@ -137,13 +137,14 @@ def test_preparing_again_changes_nothing(raw, prepared):
 def test_a_killed_run_goes_on_to_the_same_bytes(raw, prepared, tmp_path):
     """Killed with its workers busy, with a file half written, then started again."""
     program = (
-        "from pathlib import Path; from rooms_reader import Rooms; from ponder_zoo.data.prepare.runner import prepare\n"
+        "from pathlib import Path; from data.rooms_reader import Rooms\n"
+        "from ponder_zoo.data.prepare.runner import prepare\n"
         f"if __name__ == '__main__': prepare(Rooms, Path({str(raw)!r}), Path({str(tmp_path / 'out')!r}), "
         "options={'pause': 0.3}, workers=1, progress=False)"
     )
     script = tmp_path / "run.py"
     script.write_text(program)
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     process = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": path})
     records = tmp_path / "out/records"
     deadline = time.monotonic() + 120
@@ -157,7 +158,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(raw, prepared, tmp_path):
     assert 1 <= left < COUNT and not (tmp_path / "out/manifest.json").exists()
     with pytest.raises(ValueError, match="not finished"):
         PreparedScenes(tmp_path / "out", "train")
-    (tmp_path / "out/scenes/train/.room_03.parquet.1.abc.tmp").write_bytes(b"half")
+    (next((tmp_path / "out/scenes").rglob("*.parquet")).parent / ".room_03.parquet.1.abc.tmp").write_bytes(b"half")
     prepare(Rooms, raw, tmp_path / "out", options={"pause": 0.3}, progress=False)
     whole = tree(prepared)
     resumed = tree(tmp_path / "out")

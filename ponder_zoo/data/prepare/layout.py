@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from ...files import write_atomic
 
@@ -13,8 +14,9 @@ LOCK = ".lock"  # while a process prepares it
 
 
 def scene_paths(split: str, scene: str) -> tuple[str, str]:
-    """Files of a scene's points and of its images."""
-    return f"scenes/{split}/{scene}.parquet", f"frames/{split}/{scene}.parquet"
+    """Files of a scene's points and of its images, in one of 16 folders: the Hub takes 10,000 files in each."""
+    place = f"{split}/{crc32(scene.encode()) % 16:x}/{scene}.parquet"
+    return f"scenes/{place}", f"frames/{place}"
 
 
 def record_path(out: Path, scene: str) -> Path:

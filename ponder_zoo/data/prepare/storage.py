@@ -1,8 +1,8 @@
 """The prepared form: per scene one Parquet file with its points and labels, and one with its images.
 
-`scenes/SPLIT/NAME.parquet` has a single row. `frames/SPLIT/NAME.parquet` has a row per image, each a row group of its
-own, so that a few images of a scene are read without the others. One scene per file makes a shuffle of the files a
-shuffle of the scenes, and a finished scene a finished file.
+`scenes/SPLIT/*/NAME.parquet` has a single row. `frames/SPLIT/*/NAME.parquet` has a row per image, each a row group
+of its own, so that a few images of a scene are read without the others. One scene per file makes a shuffle of the
+files a shuffle of the scenes, and a finished scene a finished file.
 """
 
 from __future__ import annotations
