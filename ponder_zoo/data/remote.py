@@ -51,7 +51,7 @@ class Folder:
 
                 return pyarrow.memory_map(str(Path(self.root) / path))
             if self.root.startswith(("http://", "https://")):
-                return io.BufferedReader(HTTPFile(f"{self.root}/{path}"), 1 << 16)
+                return HTTPFile(f"{self.root}/{path}")
             import fsspec
 
             system, place = fsspec.url_to_fs(f"{self.root}/{path}")

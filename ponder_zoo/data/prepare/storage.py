@@ -107,7 +107,7 @@ def read_scene(source: Any, label_set: str = "segment") -> tuple[Scene, FrameTab
 
 def read_images(source: Any, index: Sequence[int]) -> list[dict[str, Any]]:
     """Encoded images of the given frames: mappings with name, color, depth, segment. Others are not read."""
-    file = pq.ParquetFile(source)
+    file = pq.ParquetFile(source, pre_buffer=True)  # one read per image where there would be one per column
     return [file.read_row_group(number, use_threads=False).to_pylist()[0] for number in index]
 
 
