@@ -8,7 +8,7 @@ import json
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -34,8 +34,8 @@ class PlainHandler(http.server.SimpleHTTPRequestHandler):
 class RangeHandler(PlainHandler):
     """What other servers do: send the range that is asked for. Counts bytes by path; fails once for listed paths."""
 
-    sent: Counter[str] = Counter()
-    failing: set[str] = set()
+    sent: ClassVar[Counter[str]] = Counter()
+    failing: ClassVar[set[str]] = set()
 
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
@@ -110,7 +110,7 @@ def test_passing_errors_are_tried_again_and_others_explained(url, monkeypatch):
     assert json.loads(Folder(url).read("manifest.json"))["dataset"] == "rooms"
     with pytest.raises(ValueError, match=r"expected a file nothing.json; .*404"):
         Folder(url).read("nothing.json")
-    with pytest.raises(ValueError, match="expected prepared data with a manifest.json"):
+    with pytest.raises(ValueError, match=r"expected prepared data with a manifest\.json"):
         PreparedScenes("http://127.0.0.1:9", "train")
 
 
