@@ -19,7 +19,7 @@ ALLOWED = {
     "models": {"files", "volume", "render", "heads", "layers", "sparse", "ops", "structures", "version"},
     "losses": {"ops", "structures"},
     "metrics": {"ops", "structures"},
-    "data": {"ops", "structures", "files"},
+    "data": {"ops", "structures", "files", "version"},
     "report": {"files", "ops", "structures", "version"},
     "train": {"files", "version"},
     "cli": {"models", "render", "report", "data", "train", "ops", "structures", "files", "version"},

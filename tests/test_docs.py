@@ -165,7 +165,8 @@ def source_texts() -> list[str]:
 def quoted_messages() -> list[str]:
     text = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
     headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
-    rows = [row for heading in headings for row in table("errors.md", heading)] + table("hub.md", "Errors")
+    rows = [row for heading in headings for row in table("errors.md", heading)]
+    rows += table("hub.md", "Errors") + table("datasets.md", "Errors")
     return [message for row in rows for message in re.findall(r"`([^`]+)`", row[0])]
 
 

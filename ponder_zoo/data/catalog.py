@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from .pretrain import PretrainDataset
 from .scene import Scene
@@ -20,8 +20,10 @@ KEPT_ROOMS = 48  # of the generator, in memory: 10 MB each at the default size, 
 class DataConfig:
     """Which scenes, and how they become items. Lengths in metres."""
 
-    name: str = "synthetic"  # synthetic, rgbd, scannet_labelled; several with commas train jointly
-    root: str | None = None  # folder of each set that has files, with commas; several of them if there is one such set
+    # synthetic, rgbd, scannet_labelled, or prepared: scannet, scannet200, s3dis, structured3d; with commas jointly
+    name: str = "synthetic"
+    # Folder of each set that has files, with commas, a URL for prepared ones; several of them if there is one such set
+    root: str | None = None
     ratios: tuple[int, ...] | None = None  # batches of each set per round; null is one of each
     condition: str | None = None  # of each set with commas, for encoders with norms per set; null: the model's
     workers: int = 0  # processes that load data beside each training process
@@ -39,6 +41,24 @@ class DataConfig:
     max_points: int | None = 100_000  # of an item, before grid sampling
     # Labelled scans (scannet_labelled)
     val_every: int = 3  # one room in so many is for evaluation
+    # Prepared data sets
+    val_area: int = 5  # of S3DIS, for evaluation; each in turn for the 6-fold score
+
+
+class Prepared(NamedTuple):
+    """Where a name is in prepared data."""
+
+    dataset: str
+    label_set: str
+    condition: str
+
+
+PREPARED = {
+    "scannet": Prepared("scannet", "segment", "ScanNet"),
+    "scannet200": Prepared("scannet", "ScanNet200", "ScanNet"),
+    "s3dis": Prepared("s3dis", "segment", "S3DIS"),
+    "structured3d": Prepared("structured3d", "segment", "Structured3D"),
+}
 
 
 class Source:
@@ -72,7 +92,8 @@ class Source:
 
 def open_views(config: DataConfig, split: Split) -> list[Source]:
     """Sources of scenes with views to render, one per name."""
-    return _open(config, split, {"synthetic": _synthetic, "rgbd": _rgbd})
+    prepared = {name: partial(_prepared, name, views=True) for name in PREPARED}
+    return _open(config, split, {"synthetic": _synthetic, "rgbd": _rgbd} | prepared)
 
 
 def open_labelled(config: DataConfig, split: Split) -> list[Source]:
@@ -81,7 +102,8 @@ def open_labelled(config: DataConfig, split: Split) -> list[Source]:
     Raises:
         ValueError: for an unknown name, a missing folder, or sets with different classes.
     """
-    sources = _open(config, split, {"synthetic": _synthetic, "scannet_labelled": _scannet_labelled})
+    prepared = {name: partial(_prepared, name, views=False) for name in PREPARED}
+    sources = _open(config, split, {"synthetic": _synthetic, "scannet_labelled": _scannet_labelled} | prepared)
     if len({source.classes for source in sources}) > 1:
         raise ValueError(f"Expected sets with the same classes, got {config.name}. Train on one of them at a time.")
     return sources
@@ -93,7 +115,8 @@ def pretrain_dataset(
     """Items of one source: augmented for training; for "val", what `evaluate.py` renders.
 
     Of a room of the generator, `input_views` of its images give the points and others are rendered. A source of frames
-    chooses on its own: its windows in training, held-out frames in validation.
+    chooses on its own: its windows in training, held-out frames in validation. Prepared scenes have points; any
+    `target_views` of their images are rendered.
 
     Args:
         source: from `open_views`.
@@ -103,7 +126,9 @@ def pretrain_dataset(
         recolor: give each scene other colours in training; see `pretrain_transforms`.
         options: of PretrainDataset.
     """
-    if source.name != "synthetic":
+    if source.name in PREPARED:
+        options = options | {"input_views": None} | ({"target_views": 2} if split == "val" else {})
+    elif source.name != "synthetic":
         options = {key: value for key, value in options.items() if key not in ("input_views", "target_views")}
     elif split == "val":
         options = options | {"targets": "unseen", "target_views": 2}
@@ -131,7 +156,8 @@ def _open(
     for name, condition in zip(names, conditions, strict=True):
         scenes = openers[name](config, split, roots.pop(0) if name != "synthetic" else None)
         keep = KEPT_ROOMS if name == "synthetic" else 0
-        sources.append(Source(name, scenes, condition=condition, keep=keep))
+        default = PREPARED[name].condition if name in PREPARED else None
+        sources.append(Source(name, scenes, condition=condition or default, keep=keep))
     return sources
 
 
@@ -180,3 +206,19 @@ def _scannet_labelled(config: DataConfig, split: Split, root: Any) -> Any:
     if len(root) > 1:
         raise ValueError(f"Expected one folder in data.root for scannet_labelled, got {root}. Put the scans together.")
     return LabelledScans(root[0], split, val_every=config.val_every)
+
+
+def _prepared(name: str, config: DataConfig, split: Split, root: Any, *, views: bool) -> Any:
+    from .prepared import PreparedScenes
+
+    dataset, label_set, _ = PREPARED[name]
+    if len(root) > 1:
+        raise ValueError(f"Expected one folder or URL in data.root for {name}, got {root}.")
+    splits = [split]
+    if dataset == "s3dis":
+        areas = {f"Area_{number}" for number in range(1, 7)}
+        held_out = {f"Area_{config.val_area}"}
+        if not held_out <= areas:
+            raise ValueError(f"Expected data.val_area to be 1 to 6, got {config.val_area}.")
+        splits = sorted(held_out if split == "val" else areas - held_out)
+    return PreparedScenes(root[0], splits, dataset=dataset, label_set=label_set, views=views, labelled=not views)

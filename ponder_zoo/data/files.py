@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,44 +15,53 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def image_size(file: Path) -> tuple[int, int]:
-    """(H, W) of an image, without decoding it."""
-    with _opened(file) as image:
+def image_size(file: Path | bytes, name: str | None = None) -> tuple[int, int]:
+    """(H, W) of an image, without decoding it. `name` stands for bytes in errors."""
+    with _opened(file, name) as image:
         return image.size[1], image.size[0]
 
 
-def read_depth(file: Path) -> NDArray[np.integer]:
-    """Read a 16-bit depth image: (H, W) integers, raw units."""
-    with _opened(file) as image:
+def read_depth(file: Path | bytes, name: str | None = None) -> NDArray[np.integer]:
+    """Read a 16-bit depth image: (H, W) integers, raw units. `name` stands for bytes in errors."""
+    with _opened(file, name) as image:
         mode = image.mode
         raw = np.asarray(image)
     if raw.ndim != 2 or raw.dtype == np.uint8:
         raise ValueError(
-            f"{file}: expected a 16-bit grey image; got mode {mode!r} of shape {raw.shape}. "
+            f"{name or file}: expected a 16-bit grey image; got mode {mode!r} of shape {raw.shape}. "
             "Store depth as 16-bit PNG, in raw units per metre given by depth_scale."
         )
     return raw
 
 
-def read_color(file: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+def read_label(file: Path | bytes, name: str | None = None) -> NDArray[np.integer]:
+    """Read an image of 8-bit or 16-bit numbers: (H, W). `name` stands for bytes in errors."""
+    with _opened(file, name) as image:
+        label = np.asarray(image)
+    if label.ndim != 2:
+        raise ValueError(f"{name or file}: expected a grey image of numbers; got shape {label.shape}. Export it again.")
+    return label
+
+
+def read_color(file: Path | bytes, size: tuple[int, int], name: str | None = None) -> NDArray[np.uint8]:
     """Read a colour image at a size (H, W): (H, W, 3) uint8. Averages over the pixels that fall together."""
-    with _opened(file) as image:
+    with _opened(file, name) as image:
         width_height = (size[1], size[0])
         image.draft("RGB", width_height)  # JPEG only: decodes at 1/2, 1/4 or 1/8 of the size, which is also faster
         return np.asarray(image.convert("RGB").resize(width_height, resample=4))  # PIL.Image.Resampling.BOX
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image]:
+def _opened(file: Path | bytes, name: str | None = None) -> Iterator[Image]:
     """Open an image; whatever Pillow raises until it is closed becomes a ValueError that names the file."""
     from PIL import Image  # imported here: `import ponder_zoo.data` must not cost Pillow
 
     try:
-        with Image.open(file) as image:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             yield image
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(
-            f"{file}: expected a readable image; {error}. Copy the file again, or remove this frame's files."
+            f"{name or file}: expected a readable image; {error}. Copy the file again, or remove this frame's files."
         ) from error
 
 

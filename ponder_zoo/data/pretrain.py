@@ -16,7 +16,7 @@ from torch import Tensor
 from ponder_zoo.ops.rays import pixel_rays, ray_box
 from ponder_zoo.structures import RayBundle, RayTargets
 
-from .checks import check_scene
+from .checks import check_scene, check_views
 from .collate import PointCollate, PretrainItem, collate_scenes
 from .features import OFFICIAL_COLUMNS
 from .grid import fit_grid
@@ -122,7 +122,7 @@ class PretrainDataset:
     def _prepare(self, index: int, rng: Generator) -> tuple[Scene, Array]:
         scene = self.source[index]
         check_scene(scene, max_extent=self.max_extent)
-        scene = self.transform(self._choose_views(scene, rng), rng)
+        scene = self.transform(self._choose_views(self._read_views(scene, rng), rng), rng)
         if len(scene) == 0:
             raise ValueError(f"Scene {scene.name!r}: the transform left no points. Loosen its crop or dropout.")
         bounds = fit_grid(
@@ -135,6 +135,16 @@ class PretrainDataset:
                 "Raise cell_size or volume_shape, or pass cell_size=None to fit the volume to the points."
             )
         return scene, bounds
+
+    def _read_views(self, scene: Scene, rng: Generator) -> Scene:
+        """Decode stored views: those drawn as targets, or all where some become points."""
+        if scene.stored_views is None:
+            return scene
+        every = np.arange(len(scene.stored_views))
+        draws = self.input_views is None and self.target_views is not None
+        views = scene.stored_views.read(_draw(every, self.target_views, rng) if draws else every)  # type: ignore[arg-type]
+        check_views(views, scene.name, max_depth=self.max_extent)
+        return replace(scene, views=views, stored_views=None)
 
     def _choose_views(self, scene: Scene, rng: Generator) -> Scene:
         if scene.views is None or len(scene.views) == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
@@ -26,6 +26,16 @@ class Views:
         return len(self.color)
 
 
+class StoredViews(Protocol):
+    """Views that are still in their files. Read them before the scene is moved: they stay in its own frame."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: Array, /) -> Views:
+        """The views of these numbers, in this order; the others are neither read nor decoded."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """A point cloud with what is known of each point, and the images to render of it (if any)."""
@@ -40,6 +50,7 @@ class Scene:
     grid_coord: Array | None = None  # (N, 3) int32, set by GridSample
     inverse: Array | None = None  # (M,) int64 row standing for each point before GridSample
     views: Views | None = None  # what to render: inputs and targets move together under every transform
+    stored_views: StoredViews | None = None  # instead of `views`, until it is known which are wanted
     condition: str | None = None  # name of the data set, for models with per-data-set norms
 
     def __len__(self) -> int:

@@ -1,0 +1,208 @@
+"""Prepared data sets (see `data.prepare`) as scenes: from a folder, a web server, a bucket or the Hub."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .files import read_color, read_depth, read_label
+from .prepare.layout import MANIFEST, PREPARE, scene_paths
+from .prepare.storage import FORMAT_VERSION, FrameTable, read_images, read_scene
+from .remote import Folder
+from .scene import Array, Scene, Views
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+
+logger = logging.getLogger(__name__)
+
+
+class PreparedScenes:
+    """Map-style data set of prepared scenes. Of remote ones, only what an item needs is fetched, when it is needed.
+
+    Scenes have `stored_views` in place of `views`: whoever takes an item decides which images are read and decoded.
+
+    Args:
+        root: folder or URL of the prepared form.
+        split: one of its splits, or several; of several, some may be missing.
+        dataset: what it must hold: scannet, s3dis, ... None: anything.
+        label_set: which labels become `segment`; image labels exist for the main set, "segment", only.
+        views: whether scenes come with their images; those without any are then left out.
+        labelled: leave out scenes without labels of the set.
+
+    Example:
+        scenes = PreparedScenes("data/scannet", "train")
+        scenes[0].stored_views.read(np.array([3, 17]))  # two of its images, as Views
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | Sequence[str],
+        *,
+        dataset: str | None = None,
+        label_set: str = "segment",
+        views: bool = True,
+        labelled: bool = False,
+    ) -> None:
+        self.folder = Folder(root)
+        self.manifest = read_manifest(self.folder)
+        if dataset not in (None, self.manifest["dataset"]):
+            raise ValueError(f"{root}: expected {dataset}, it holds {self.manifest['dataset']}. Check data.root.")
+        if label_set not in self.manifest["classes"]:
+            raise ValueError(
+                f"{root}: expected labels {label_set!r}, the prepared form has {list(self.manifest['classes'])}. "
+                "Check data.name, or prepare the data set again."
+            )
+        self.label_set, self.views = label_set, views
+        splits = [split] if isinstance(split, str) else list(split)
+        records = [
+            record
+            for record in self._records(splits)
+            if (record["frames"] or not views) and (label_set in record["labels"] or not labelled)
+        ]
+        if not records:
+            wanted = " and ".join(["images"] * views + ["labels"] * labelled) or "points"
+            raise ValueError(f"{root}: none of the scenes of {splits} has {wanted}. See its {MANIFEST}.")
+        self.names = [record["scene"] for record in records]
+        self.files = [scene_paths(record["split"], record["scene"]) for record in records]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.manifest["classes"][self.label_set])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Scene:
+        return self.read(self.files[index])
+
+    def read(self, files: tuple[str, str]) -> Scene:
+        """The scene of a pair in `files`."""
+        scene_path, frames_path = files
+        with self.folder.open(scene_path) as file:
+            scene, frames = read_scene(file, self.label_set)
+        if self.views:
+            labelled = self.label_set == "segment"
+            scene = replace(scene, stored_views=PreparedViews(self.folder, frames_path, frames, scene.name, labelled))
+        return scene
+
+    def _records(self, splits: Sequence[str]) -> list[dict[str, Any]]:
+        known = list(self.manifest["counts"])
+        missing = [split for split in splits if split not in known]
+        if len(missing) == len(splits):
+            raise ValueError(f"{self.folder.root}: expected splits of {known}, got {splits}. Check data.root.")
+        if missing:
+            logger.warning("%s has no scenes of %s; only those of %s are used.", self.folder.root, missing, known)
+        return [record for record in self.manifest["scenes"] if record["split"] in splits]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedViews:
+    """The images of a prepared scene, still in its file."""
+
+    folder: Folder
+    path: str
+    frames: FrameTable
+    scene: str  # its name, for errors
+    labelled: bool  # whether to read their labels
+
+    def __len__(self) -> int:
+        return len(self.frames.names)
+
+    def read(self, index: Array, /) -> Views:
+        """Decode the images of these numbers, colours and labels at the size of the depth."""
+        with self.folder.open(self.path) as file:
+            images = read_images(file, [int(number) for number in index])
+        depth = [
+            read_depth(image["depth"], self._name(image)).astype(np.float32) * np.float32(scale)
+            for image, scale in zip(images, self.frames.depth_scale[index], strict=True)
+        ]
+        size = (depth[0].shape[0], depth[0].shape[1])
+        return Views(
+            color=np.stack([read_color(image["color"], size, self._name(image)) for image in images]),
+            depth=np.stack(depth),
+            intrinsics=self.frames.intrinsics[index].astype(np.float32),
+            cam_to_world=self.frames.cam_to_world[index].astype(np.float32),
+            segment=self._segment(images, size),
+        )
+
+    def _segment(self, images: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> Array | None:
+        if not self.labelled or all(image["segment"] is None for image in images):
+            return None
+        unknown = np.zeros(size, dtype=np.int16)
+        labels = [
+            unknown if image["segment"] is None else read_label(image["segment"], self._name(image)) for image in images
+        ]
+        return np.stack(labels).astype(np.int16) - np.int16(1)
+
+    def _name(self, image: Mapping[str, Any]) -> str:
+        return f"{self.scene}, frame {image['name']}"
+
+
+def read_manifest(folder: Folder) -> dict[str, Any]:
+    """What a prepared folder holds.
+
+    Raises:
+        ValueError: if it is not there, not complete, or of another version.
+    """
+    try:
+        manifest = json.loads(folder.read(MANIFEST))
+    except ValueError as error:
+        try:
+            folder.read(PREPARE)
+        except ValueError:
+            raise ValueError(
+                f"{folder.root}: expected prepared data with a {MANIFEST}; {error} "
+                "Make it with python -m ponder_zoo.data.prepare."
+            ) from error
+        raise ValueError(f"{folder.root}: its preparation is not finished. Run the same command again.") from error
+    if manifest["format"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder.root}: expected format {FORMAT_VERSION}, got {manifest['format']}. Prepare it again with this "
+            "version of ponder_zoo."
+        )
+    return manifest
+
+
+def stream_scenes(
+    scenes: PreparedScenes, *, seed: int = 0, epoch: int = 0, shuffle: bool = True, processes: int = 1, process: int = 0
+) -> IterableDataset:
+    """An epoch of a data set as an iterable of `datasets`, for loops without a sampler; examples are `{"scene": ...}`.
+
+    Every process gets its share of the scenes, and a DataLoader divides that among its workers: each scene comes once.
+    The position can be saved and restored with `state_dict` and `load_state_dict`. (The recipes need none of this:
+    their sampler draws from PreparedScenes, remote ones too.)
+
+    Args:
+        scenes: from a folder or a URL.
+        seed: of the order.
+        epoch: with the seed it decides the order.
+        shuffle: False gives the order of the manifest.
+        processes: how many share the epoch.
+        process: number of this one.
+
+    Example:
+        for example in stream_scenes(PreparedScenes("hf://datasets/me/scannet", "train"), epoch=3):
+            train_on(example["scene"])
+    """
+    from datasets import IterableDataset
+
+    order = np.arange(len(scenes))
+    if shuffle:
+        order = np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(len(scenes))
+    files = [scenes.files[index] for index in order[process::processes].tolist()]
+    return IterableDataset.from_generator(_examples, gen_kwargs={"files": files, "scenes": scenes})  # type: ignore
+
+
+def _examples(files: list[tuple[str, str]], scenes: PreparedScenes) -> Iterator[dict[str, Scene]]:
+    """One scene after another. `datasets` divides lists among workers: `files` is one."""
+    for pair in files:
+        yield {"scene": scenes.read(pair)}

@@ -1,0 +1,50 @@
+"""Every data set, as a miniature of its raw download, goes through all steps of the recipes."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from data.miniatures import NAMES, prepare_miniature, write_raw
+
+from ponder_zoo.train.log import read_metrics
+
+WIDTHS = "{channels: [8,8,8,8,8,8,8,8], stem_channels: 8}"
+SMALL = ["grid_size=0.2", f"encoder_args={WIDTHS}", "log_every=1", "batch_size=1", "max_steps=2"]
+PRETRAIN = [
+    *("volume_shape=[16,16,8]", "volume_channels=8", "unet_channels=[8,8]", "rays_per_view=16", "target_views=2"),
+    *("eval_views=2", "eval_stride=8", "preview_every=100"),
+    "renderer_args={num_samples: 12, num_importance: 4, hidden_dim: 16, geo_dim: 8}",
+]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def prepared(request, tmp_path_factory):
+    """(name, folder of the prepared form)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    manifest = prepare_miniature(request.param, write_raw(request.param, folder / "raw"), folder / "prepared")
+    assert not manifest["failed"]
+    return request.param, folder / "prepared"
+
+
+def losses(run) -> list[float]:
+    return [row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
+
+
+def test_prepare_pretrain_finetune_evaluate(run_recipe, prepared, tmp_path):
+    name, folder = prepared
+    data = [f"data.name={name}", f"data.root={folder}"]
+    first, second = tmp_path / "pretrain", tmp_path / "finetune"
+    run_recipe("pretrain", *SMALL, *PRETRAIN, *data, f"output={first}")
+    run_recipe("finetune", *SMALL, *data, f"init={first}", f"output={second}", "max_points=3000", "fragments=1")
+    for run in (first, second):
+        assert len(losses(run)) == 2 and all(math.isfinite(loss) for loss in losses(run))
+    classes = json.loads((folder / "manifest.json").read_text())["classes"]["segment"]
+    scores = json.loads((second / "eval.json").read_text())
+    assert list(scores["iou"]) == classes
+    run_recipe("evaluate", f"run={second}", f"output={tmp_path / 'again'}")
+    again = json.loads((tmp_path / "again/eval.json").read_text())
+    assert again["metrics"] == pytest.approx(scores["metrics"], nan_ok=True)
+    run_recipe("evaluate", f"run={first}", f"output={tmp_path / 'views'}", "eval_views=2", "eval_stride=8")
+    assert json.loads((tmp_path / "views/eval.json").read_text())["metrics"]["psnr"] > 0
