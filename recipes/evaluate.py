@@ -3,6 +3,7 @@
     python recipes/evaluate.py run=runs/pretrain    # renders held-out views: PSNR and depth against constant images
     python recipes/evaluate.py run=runs/finetune    # semantic segmentation: IoU of each class, mIoU
     python recipes/evaluate.py run=runs/pretrain data.name=rgbd data.root=PATH output=runs/pretrain_on_frames
+    python recipes/evaluate.py --table 9            # the paper's numbers, and those of the runs under runs/
 
 Data and grid are those of the run's config.yaml unless given. Writes eval.json and previews into `output`.
 """
@@ -37,6 +38,7 @@ from ponder_zoo.report.pca import pca_rgb
 from ponder_zoo.report.previews import PreviewView, write_segmentation_views, write_view_grid
 from ponder_zoo.report.run_files import write_clouds, write_eval
 from ponder_zoo.report.splat import Camera
+from ponder_zoo.report.tables import print_table
 from ponder_zoo.train.config import saved_values
 from ponder_zoo.train.log import setup_logging
 from ponder_zoo.train.run import command_line
@@ -62,6 +64,7 @@ class Config:
     eval_stride: int = 2  # render every so many-th row and column
     votes: int = 1  # augmented copies that vote on each point: 1, 4 (quarter turns) or 13 (official)
     fragments: int = 4  # grid-sampled clouds of each copy that vote; 0: until each point was in one (official)
+    expected: dict[str, Any] = field(default_factory=dict)  # what the paper reports; see finetune.py
 
 
 def main(cfg: Config) -> None:
@@ -239,4 +242,5 @@ def run_settings(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line(main, Config, __doc__, base=run_settings(sys.argv[1:]))
+    if not print_table(sys.argv[1:], Path(__file__).parent / "configs/indoor"):
+        command_line(main, Config, __doc__, base=run_settings(sys.argv[1:]))
