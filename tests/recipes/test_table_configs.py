@@ -23,8 +23,8 @@ KINDS = (
 )
 CONDITION = {"scannet": "ScanNet", "scannet200": "ScanNet", "s3dis": "S3DIS", "structured3d": "Structured3D"}
 # Settings that recipes get in other branches; a row is tested without those that its recipe does not have yet.
-COMING = ("mix", "task", "ignored_classes", "limited", "evaluate_on", "folds", "data.val_area", "semantic")
-COMING += ("ppt_loss_weight", "loss.first_class")
+COMING = ("task", "head", "mix", "crop_ratio", "shuffle_points", "cluster_points", "scene_list", "annotations", "folds")
+COMING += ("data.val_area", "semantic", "ppt_loss_weight", "loss.first_class")
 
 
 def recipe_of(name: str) -> str:
@@ -88,7 +88,8 @@ def shrunk(name: str, cfg: Any, pretrain_settings: list[str], finetune_settings:
         "data.val_scenes=1",
     ]
     if recipe_of(name) == "finetune":
-        return [*finetune_settings, *small, "init=scratch"]
+        lists = ["scene_list=null", "annotations=null", "annotated_points=20"] if hasattr(cfg, "annotations") else []
+        return [*finetune_settings, *small, *lists, "init=scratch"]
     semantic = ["semantic.table=one-hot"] if hasattr(cfg, "semantic") else []
     kept = [setting for setting in pretrain_settings if not setting.startswith(("lr=", "target_views="))]
     return [*kept, *small, *semantic, "eval_stride=8", "input_views=2", f"target_views={min(cfg.target_views, 2)}"]
