@@ -38,7 +38,6 @@ from ponder_zoo.report.pca import pca_rgb
 from ponder_zoo.report.previews import PreviewView, write_segmentation_views, write_view_grid
 from ponder_zoo.report.run_files import write_clouds, write_eval
 from ponder_zoo.report.splat import Camera
-from ponder_zoo.report.tables import print_table
 from ponder_zoo.train.config import saved_values
 from ponder_zoo.train.log import setup_logging
 from ponder_zoo.train.run import command_line
@@ -55,6 +54,7 @@ class Config:
     task: Literal["auto", "render", "segment"] = "auto"  # auto: segment if the model has a head
     data: DataConfig = field(default_factory=DataConfig)
     split: Literal["train", "val"] = "val"
+    expected: dict[str, Any] = field(default_factory=dict)  # what the paper reports; see finetune.py
     grid_size: float | None = None  # metres; null: that of the model
     volume_shape: tuple[int, int, int] = (48, 48, 24)  # X, Y, Z cells, for rendering
     margin: float = 0.3  # metres around the points that the volume covers, too
@@ -64,7 +64,6 @@ class Config:
     eval_stride: int = 2  # render every so many-th row and column
     votes: int = 1  # augmented copies that vote on each point: 1, 4 (quarter turns) or 13 (official)
     fragments: int = 4  # grid-sampled clouds of each copy that vote; 0: until each point was in one (official)
-    expected: dict[str, Any] = field(default_factory=dict)  # what the paper reports; see finetune.py
 
 
 def main(cfg: Config) -> None:
@@ -242,5 +241,7 @@ def run_settings(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    from ponder_zoo.report.tables import print_table
+
     if not print_table(sys.argv[1:], Path(__file__).parent / "configs/indoor"):
         command_line(main, Config, __doc__, base=run_settings(sys.argv[1:]))
