@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,11 +66,10 @@ def table_text(number: str, configs: Path, runs: Path) -> str:
 
 
 def compare(number: str, configs: Path, runs: Path) -> dict[Place, list[Cell]]:
-    """The numbers of a table by place, in the order of the names of the configurations."""
-    found: dict[Place, list[Cell]] = {}
-    for place, numbers in _expectations(sorted(configs.glob("*.yaml"))):
-        if place[0] == number:
-            found[place] = [Cell(metric, value) for metric, value in numbers.items()]
+    """The numbers of a table by place: column by column, better rows later."""
+    rows = [(place, numbers) for place, numbers in _expectations(configs.glob("*.yaml")) if place[0] == number]
+    rows.sort(key=lambda row: (_natural(row[0][2]), next(iter(row[1].values()))))
+    found = {place: [Cell(metric, value) for metric, value in numbers.items()] for place, numbers in rows}
     for config in sorted(runs.glob("*/config.yaml")):
         metrics = _metrics(config.parent / "eval.json")
         for place, _ in _expectations([config]):
@@ -92,6 +92,11 @@ def _expectations(files: Any) -> Iterator[tuple[Place, dict[str, float]]]:
         if expected:
             table, row, column = (str(expected.pop(key)) for key in ("table", "row", "column"))
             yield (table, row, column), expected
+
+
+def _natural(text: str) -> list[str | int]:
+    """A key that sorts "Area 5" before "Area 10"."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
 def _metrics(file: Path) -> Mapping[str, Any]:

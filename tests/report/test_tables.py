@@ -63,3 +63,13 @@ def test_every_row_of_the_papers_tables_is_there_once() -> None:
     places = [place for number in ("9", "10", "11", "12") for place in compare(number, CONFIGS, CONFIGS / "none")]
     rows = [path for path in CONFIGS.glob("table*.yaml")]
     assert len(places) == len(rows) == 11 + 15 + 6 + 24
+
+
+def test_columns_are_in_natural_order_and_better_rows_later() -> None:
+    places = list(compare("12", CONFIGS, CONFIGS / "none"))
+    columns = list(dict.fromkeys(column for _, _, column in places))
+    assert columns == [
+        *(f"Limited annotations {count} points" for count in (20, 50, 100, 200)),
+        *(f"Limited reconstructions {percent} %" for percent in (1, 5, 10, 20)),
+    ]
+    assert [row for _, row, _ in places[:3]] == ["Scratch", "PPT", "PonderV2"]
