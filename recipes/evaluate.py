@@ -3,6 +3,7 @@
     python recipes/evaluate.py run=runs/pretrain    # renders held-out views: PSNR and depth against constant images
     python recipes/evaluate.py run=runs/finetune    # semantic segmentation: IoU of each class, mIoU
     python recipes/evaluate.py run=runs/pretrain data.name=rgbd data.root=PATH output=runs/pretrain_on_frames
+    python recipes/evaluate.py --table 9            # the paper's numbers, and those of the runs under runs/
 
 Data and grid are those of the run's config.yaml unless given. Writes eval.json and previews into `output`.
 """
@@ -53,6 +54,7 @@ class Config:
     task: Literal["auto", "render", "segment"] = "auto"  # auto: segment if the model has a head
     data: DataConfig = field(default_factory=DataConfig)
     split: Literal["train", "val"] = "val"
+    expected: dict[str, Any] = field(default_factory=dict)  # what the paper reports; see finetune.py
     grid_size: float | None = None  # metres; null: that of the model
     volume_shape: tuple[int, int, int] = (48, 48, 24)  # X, Y, Z cells, for rendering
     margin: float = 0.3  # metres around the points that the volume covers, too
@@ -239,4 +241,7 @@ def run_settings(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line(main, Config, __doc__, base=run_settings(sys.argv[1:]))
+    from ponder_zoo.report.tables import print_table
+
+    if not print_table(sys.argv[1:], Path(__file__).parent / "configs/indoor"):
+        command_line(main, Config, __doc__, base=run_settings(sys.argv[1:]))

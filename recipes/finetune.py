@@ -86,6 +86,8 @@ class Config:
     votes: int = 1  # augmented copies that vote on each point in it; see evaluate.py
     fragments: int = 4  # grid-sampled clouds of each copy; 0 is the official number
     log_with: str | None = None  # further trackers of Accelerate: tensorboard, wandb, trackio, ...
+    # What the paper reports: table, row, column and numbers; `evaluate.py --table N` puts the run's beside them
+    expected: dict[str, Any] = field(default_factory=dict)
 
 
 def build_model(cfg: Config, num_classes: int) -> nn.Module:

@@ -46,7 +46,7 @@ def view_normals(views: Views, *, radius: int = 2, edge: float = 0.05) -> NDArra
         (V, H, W, 3) float32 unit normals; zero where depth is missing or the window holds too few pixels to tell.
     """
     depth = views.depth.astype(np.float32)  # (V, H, W)
-    level, du, dv = _fit_inverse_depth(depth, radius, edge)
+    level, du, dv = fit_inverse_depth(depth, radius, edge)
     k = views.intrinsics[:, None, None].astype(np.float32)  # (V, 1, 1, 3, 3)
     ray = pixel_directions(views.intrinsics, *depth.shape[1:])
     # 1 / z = n . ray; ray = K^-1 (u, v, 1) changes by (1 / fx, 0, 0) per column and (-s / (fx fy), 1 / fy, 0) per row
@@ -59,7 +59,7 @@ def view_normals(views: Views, *, radius: int = 2, edge: float = 0.05) -> NDArra
     return (normal @ views.cam_to_world[:, None, :3, :3].swapaxes(-1, -2)).astype(np.float32)
 
 
-def _fit_inverse_depth(depth: NDArray[np.float32], radius: int, edge: float) -> tuple[NDArray[Any], ...]:
+def fit_inverse_depth(depth: NDArray[np.float32], radius: int, edge: float) -> tuple[NDArray[Any], ...]:
     """Fit 1 / z = level + du * column + dv * row around each pixel: three (V, H, W), all zero where impossible."""
     H, W = depth.shape[1:]
     valid = depth > 0

@@ -34,7 +34,8 @@ def parse_config(
     Args:
         cls: a dataclass whose fields are scalars, tuples, dicts, `Literal`s or further dataclasses. The comment behind
             a field is its documentation.
-        arguments: `--help`, `--config FILE` (may repeat; later files win) and `key=value` (wins over files).
+        arguments: `--help`, `--config FILE` (may repeat; later files win) and `key=value` (wins over files). A file may
+            name others that it changes: `base: other.yaml`, or a list, relative to itself.
         description: text above the keys in `--help`.
         base: defaults from elsewhere, such as `saved_values` of another run; keys that `cls` does not have are skipped.
     """
@@ -65,20 +66,17 @@ def load_config(cls: type[T], arguments: Sequence[str] = (), *, base: Mapping[st
     config = OmegaConf.structured(cls)
     known = list(_keys(cls))
     layers: list[tuple[str, Any]] = [("the saved settings", _known_values(base or {}, known))]
-    layers += [(str(file), saved_values(file)) for file in files]
+    layers += [layer for file in files for layer in file_layers(file)]
     for source, overrides in [*layers, ("the command line", pairs)]:
         try:
             values = OmegaConf.from_dotlist(overrides) if isinstance(overrides, list) else OmegaConf.create(overrides)
         except Exception as error:  # whatever YAML's parser raises
             raise ConfigError(f"Cannot read the values of {source}: {error}") from error
         _check_keys(OmegaConf.to_container(values), known, source)
-        for key, value in _flatten(OmegaConf.to_container(values)):
-            single = OmegaConf.create({})
-            OmegaConf.update(single, key, value, force_add=True)
-            try:  # one key at a time, for only some of OmegaConf's errors say which key they are about
-                config = OmegaConf.merge(config, single)
-            except OmegaConfBaseException as error:
-                raise ConfigError(_value_message(error, cls, key, source)) from error
+        try:
+            config = OmegaConf.merge(config, values)
+        except OmegaConfBaseException:
+            config = _merge_one_by_one(config, values, cls, source)
     try:
         return typing.cast(T, OmegaConf.to_object(config))
     except OmegaConfBaseException as error:
@@ -89,6 +87,21 @@ def load_config(cls: type[T], arguments: Sequence[str] = (), *, base: Mapping[st
         raise
     except (ValueError, TypeError) as error:  # from a dataclass' own checks
         raise ConfigError(str(error)) from error
+
+
+def _merge_one_by_one(config: Any, values: Any, cls: type, source: str) -> Any:
+    """The same merge, slowly: only some of OmegaConf's errors say which key they are about."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for key, value in _flatten(OmegaConf.to_container(values)):
+        single = OmegaConf.create({})
+        OmegaConf.update(single, key, value, force_add=True)
+        try:
+            config = OmegaConf.merge(config, single)
+        except OmegaConfBaseException as error:
+            raise ConfigError(_value_message(error, cls, key, source)) from error
+    return config
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -174,6 +187,19 @@ def saved_values(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"Expected {file} to hold `key: value` lines; it holds a {type(values).__name__}.")
     return typing.cast(dict[str, Any], values)
+
+
+def file_layers(file: Path, *, inside: Sequence[Path] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """Names and contents of a configuration file and of those that its `base` names, from the bottom up."""
+    if file.resolve() in inside:
+        raise ConfigError(f"{file} is its own base, by way of {[path.name for path in inside]}. Break the circle.")
+    values = saved_values(file)
+    base = values.pop("base", [])
+    names = [base] if isinstance(base, str) else base
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"`base` in {file} expects the name of a file or a list of names, got {base!r}.")
+    below = [file_layers(file.parent / name, inside=[*inside, file.resolve()]) for name in names]
+    return [*(layer for layers in below for layer in layers), (str(file), values)]
 
 
 def _known_values(values: Mapping[str, Any], known: list[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-ScheduleName = Literal["exponential", "onecycle", "cosine", "constant"]
+ScheduleName = Literal["exponential", "onecycle", "cosine", "poly", "constant"]
 
 
 def make_optimizer(
@@ -68,7 +68,8 @@ def make_schedule(
         optimizer: its groups' `lr` are the peaks.
         name: "onecycle" is the official one (rise from a tenth, fall to 1e-5 of the peak, both as cosines; the momentum
             runs from 0.95 to 0.85 and back), "exponential" rises exponentially from a thousandth and falls as a cosine,
-            "cosine" rises linearly and falls as a cosine, "constant" only rises.
+            "cosine" rises linearly and falls as a cosine, "constant" only rises. "poly" only falls, as the power 0.9 of
+            what is left: the official one of instance segmentation.
         total_steps: optimizer steps of the whole run.
         warmup: share of the steps that rise.
         final: last learning rate over the peak, of "exponential" and "cosine".
@@ -81,6 +82,8 @@ def make_schedule(
     rise_steps = max(round(warmup * total_steps), 1)
 
     def factor(step: int) -> float:
+        if name == "poly":
+            return (1.0 - min(step, total_steps) / (total_steps + 1)) ** 0.9
         if step < rise_steps:
             risen = (step + 1) / rise_steps
             return 1e-3 ** (1.0 - risen) if name == "exponential" else risen

@@ -125,3 +125,26 @@ def test_another_runs_settings_are_defaults_where_the_keys_exist():
     base = {"max_steps": 5, "other": 3, "loss": {"rgb": 7.0, "none": 1}, "encoder_args": {"a": {"b": 1}}}
     config = load_config(Config, ["loss.rgb=8"], base=base)
     assert config == Config(max_steps=5, loss=Loss(rgb=8.0), encoder_args={"a": {"b": 1}})
+
+
+def test_a_file_changes_those_that_it_names_as_its_base(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.yaml").write_text("max_steps: 1\nrenderer: volsdf\nencoder_args: {width: 3, depth: 2}\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nmax_steps: 2\nloss: {rgb: 5.0}\n")
+    (tmp_path / "sub/c.yaml").write_text("base: [../a.yaml, ../b.yaml]\nloss: {depth: 7.0}\nencoder_args: {width: 4}\n")
+    cfg = load_config(Config, ["--config", str(tmp_path / "sub/c.yaml"), "max_steps=3"])
+    assert (cfg.max_steps, cfg.renderer, cfg.loss) == (3, "volsdf", Loss(rgb=5.0, depth=7.0))
+    assert cfg.encoder_args == {"width": 4, "depth": 2}
+
+
+def test_a_wrong_base_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml is its own base"):
+        load_config(Config, ["--config", str(tmp_path / "a.yaml")])
+    (tmp_path / "b.yaml").write_text("base: {max_steps: 3}\n")
+    with pytest.raises(ConfigError, match=r"`base` in .*b\.yaml expects the name of a file"):
+        load_config(Config, ["--config", str(tmp_path / "a.yaml")])
+    (tmp_path / "b.yaml").write_text("base: gone.yaml\n")
+    with pytest.raises(ConfigError, match=r"Cannot read the configuration file .*gone.yaml"):
+        load_config(Config, ["--config", str(tmp_path / "a.yaml")])
