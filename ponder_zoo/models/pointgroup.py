@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Unpack, cast, overload
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..heads.instances import propose_instances
 from ..structures import Instances, PointBatch, VolumeGrid
 from ._builder import build_model
+from ._config import PretrainedCfg
 from ._official import POINTGROUP_KEYS, released_instance_cfgs
 from ._registry import generate_default_cfgs, register_model
 from .sparse_unet import SIZES, Intermediate, IntermediateFormat, SparseUNet, SparseUNetArgs, choose_condition, prompted
@@ -95,6 +97,20 @@ class PointGroup(nn.Module):
             found = model.predict_instances(transform("scan.ply"))  # found.point, found.label, found.score
         """
         logits, offset = self(points, return_offsets=True)
+        options = {"ignored_classes": ignored_classes, "radius": radius, "min_points": min_points}
+        return self.group_points(points, logits, offset, **options)
+
+    def group_points(
+        self,
+        points: PointBatch,
+        logits: Tensor,
+        offset: Tensor,
+        *,
+        ignored_classes: Sequence[int] = (0, 1),
+        radius: float = 1.5,
+        min_points: int = 100,
+    ) -> Instances:
+        """`predict_instances` from what the network says of the points: class scores (N, K) and offsets (N, 3)."""
         found = propose_instances(
             points.coord + offset.float(),
             logits,
@@ -143,6 +159,29 @@ class PointGroup(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters that are looked up rather than multiplied with."""
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
+
+def pointgroup_on(encoder: SparseUNet) -> PointGroup:
+    """PointGroup around an encoder, pre-trained or not, whose weights, semantic head and columns it takes over.
+
+    Example:
+        encoder = create_model("local-dir:runs/pretrain/export", pretrained=True, num_classes=20)
+        model = pointgroup_on(encoder)
+    """
+    cfg = cast(PretrainedCfg, encoder.pretrained_cfg)
+    cfg = dataclasses.replace(cfg, architecture="pointgroup", tag="", classifier="encoder.head", model_args={})
+    options = {"norm": encoder.norm, "conditions": encoder.conditions} | cast(dict[str, Any], encoder.model_args)
+    model = pointgroup(
+        pretrained_cfg=cfg,
+        num_classes=encoder.num_classes,
+        grid_size=encoder.grid_size,
+        condition=encoder.condition,
+        **options,
+    )
+    model.encoder = encoder
+    if hasattr(encoder, "load_report"):  # with it, the facts about the weights remain in what is saved
+        model.load_report = encoder.load_report
+    return model
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

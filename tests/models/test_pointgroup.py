@@ -15,7 +15,7 @@ import ponder_zoo as pz
 from ponder_zoo.heads.instances import propose_instances
 from ponder_zoo.losses.instance import offset_losses
 from ponder_zoo.losses.segmentation import cross_entropy
-from ponder_zoo.models.pointgroup import PointGroup
+from ponder_zoo.models.pointgroup import PointGroup, pointgroup_on
 from ponder_zoo.structures import Instances, PointBatch
 
 WIDTHS = dict(channels=(8,) * 7 + (10,), depths=(1,) * 8, stem_channels=8)
@@ -142,3 +142,17 @@ def test_exact_offsets_have_the_lowest_loss():
     assert losses["offset_direction"].item() == pytest.approx(-1)
     with pytest.raises(ValueError, match="same order"):
         offset_losses(center, coord, center[:3], torch.arange(5))
+
+
+@pytest.mark.parametrize("name", ["sparseunet_tiny", "sparseunet_ponderv2_tiny"])
+def test_it_takes_over_an_encoder_and_is_saved_with_it(name, tmp_path):
+    options = dict(WIDTHS, num_classes=7, grid_size=0.05) | ({"context_dim": 8} if "ponder" in name else {})
+    encoder = pz.create_model(name, **options)
+    points = PointBatch(torch.rand(200, 3), torch.rand(200, 6), torch.tensor([200]))
+    model = pointgroup_on(encoder).eval()
+    assert torch.equal(model(points), encoder.eval()(points))
+    pz.save_for_hf(model, tmp_path)
+    again = pz.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert isinstance(again, PointGroup) and again.grid_size == 0.05
+    for ours, theirs in zip(again(points, return_offsets=True), model(points, return_offsets=True), strict=True):
+        assert torch.equal(ours, theirs)
