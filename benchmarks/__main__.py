@@ -34,6 +34,7 @@ MODULES = (
     "pipeline",
     "imports",
     "scaling",
+    "cluster",
 )
 
 

@@ -264,7 +264,8 @@ class Confusions:
             more = {key: dict(zip(self.sources[0].classes, precision[key], strict=True)) for key in keys}
         if self.accelerator.is_main_process:
             scenes = sum(len(source) for source in self.sources)
-            write_scores(output, self.counts, numbers, data=cfg.data.name, split=cfg.split, scenes=scenes, **more)
+            about = {"data": cfg.data.name, "split": cfg.split, "votes": cfg.votes, "scenes": scenes}
+            write_scores(output, self.counts, numbers, **about, **more)
         return scores[0] | numbers
 
 
