@@ -37,6 +37,7 @@ MODULES = (
     "pipeline",
     "imports",
     "scaling",
+    "cluster",
 )
 ON_CPU = ("data", "pipeline", "imports")  # what they measure is the same on every device
 

@@ -1,7 +1,9 @@
 """Evaluate a run or an exported model on scenes that it was not trained on.
 
     python recipes/evaluate.py run=runs/pretrain    # renders held-out views: PSNR and depth against constant images
-    python recipes/evaluate.py run=runs/finetune    # semantic segmentation: IoU of each class, mIoU
+    python recipes/evaluate.py run=runs/finetune    # segmentation: IoU of each class, mIoU; of instances also AP
+    python recipes/evaluate.py run=runs/finetune votes=13 fragments=0 submission=FOLDER   # files for ScanNet's server
+    python recipes/evaluate.py folds=[runs/area_1,runs/area_2,...] output=runs/six_fold   # sums of evaluated runs
     python recipes/evaluate.py run=runs/pretrain data.name=rgbd data.root=PATH output=runs/pretrain_on_frames
     python recipes/evaluate.py --table 9            # the paper's numbers, and those of the runs under runs/
 
@@ -11,9 +13,10 @@ Data and grid are those of the run's config.yaml unless given. Writes eval.json 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,19 +28,25 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import ponder_zoo as pz
-from ponder_zoo.data.catalog import DataConfig, open_labelled, open_views, pretrain_dataset
+from ponder_zoo.data.catalog import DataConfig, Source, open_labelled, open_views, pretrain_dataset
 from ponder_zoo.data.collate import PointCollate, collate_scenes
 from ponder_zoo.data.motion import move_scene
 from ponder_zoo.data.pretrain import PretrainDataset
 from ponder_zoo.data.scene import Scene
-from ponder_zoo.data.transforms import CenterShift, axis_rotation, grid_fragments
+from ponder_zoo.data.submission import benchmark_ids, write_instances, write_semantic
+from ponder_zoo.data.transforms import CenterShift, axis_rotation, grid_fragments, segmentation_test_transforms
+from ponder_zoo.files import write_atomic
+from ponder_zoo.metrics.instance import InstanceAP
 from ponder_zoo.metrics.render import mean_scores, view_scores
-from ponder_zoo.metrics.segmentation import ConfusionMatrix, score_table
+from ponder_zoo.metrics.segmentation import ConfusionMatrix, add_confusions, score_table
+from ponder_zoo.models.pointgroup import PointGroup
 from ponder_zoo.render.image import render_image
+from ponder_zoo.report.instance_views import write_instance_views
 from ponder_zoo.report.pca import pca_rgb
 from ponder_zoo.report.previews import PreviewView, write_segmentation_views, write_view_grid
 from ponder_zoo.report.run_files import write_clouds, write_eval
 from ponder_zoo.report.splat import Camera
+from ponder_zoo.structures import Instances
 from ponder_zoo.train.config import saved_values
 from ponder_zoo.train.log import setup_logging
 from ponder_zoo.train.run import command_line
@@ -51,7 +60,8 @@ class Config:
 
     run: str = "runs/pretrain"  # run folder, or an exported model
     output: str | None = None  # where to write; null: into `run`
-    task: Literal["auto", "render", "segment"] = "auto"  # auto: segment if the model has a head
+    folds: tuple[str, ...] = ()  # evaluated runs whose counts are added up instead, as in S3DIS's cross-validation
+    task: Literal["auto", "render", "segment", "instances"] = "auto"  # auto: what the model has heads for
     data: DataConfig = field(default_factory=DataConfig)
     split: Literal["train", "val"] = "val"
     expected: dict[str, Any] = field(default_factory=dict)  # what the paper reports; see finetune.py
@@ -64,17 +74,26 @@ class Config:
     eval_stride: int = 2  # render every so many-th row and column
     votes: int = 1  # augmented copies that vote on each point: 1, 4 (quarter turns) or 13 (official)
     fragments: int = 4  # grid-sampled clouds of each copy that vote; 0: until each point was in one (official)
+    stuff: tuple[str, ...] = ("wall", "floor")  # classes without instances
+    cluster_radius: float = 1.5  # points of an instance are closer, in cells of the grid
+    cluster_points: int = 30  # an instance has more, in cells; official: 100, of 2 cm
+    submission: str | None = None  # folder for the files of ScanNet's server
 
 
 def main(cfg: Config) -> None:
     accelerator = Accelerator()
     setup_logging(main=accelerator.is_main_process)
+    if cfg.folds:
+        add_folds(cfg)
+        return
     run, output = Path(cfg.run), Path(cfg.output or cfg.run)
     folder = run / "export" if (run / "export").is_dir() else run
     options: dict[str, Any] = {} if cfg.grid_size is None else {"grid_size": cfg.grid_size}
     model = pz.create_model(f"local-dir:{folder}", pretrained=True, **options).to(accelerator.device).eval()
-    if cfg.task == "segment" or (cfg.task == "auto" and model.num_classes):
-        evaluate_segmentation(accelerator, model, cfg, output)
+    if cfg.task in EVALUATED or (cfg.task == "auto" and model.num_classes):
+        has_offsets = isinstance(model, PointGroup)
+        task = ("instances" if has_offsets else "segment") if cfg.task == "auto" else cfg.task
+        EVALUATED[task](accelerator, model, cfg, output)
         return
     ponder = pz.create_pretrainer(f"local-dir:{folder}", pretrained=True, encoder_args=options)
     ponder = ponder.to(accelerator.device).eval()
@@ -163,40 +182,139 @@ def write_features(run: Path, encoder: nn.Module, data: PretrainDataset) -> None
     write_clouds(run, scene.coord, color=scene.color, feature_rgb=pca_rgb(features.float().cpu()).numpy())
 
 
-# Semantic segmentation
+# Segmentation
 
 
 def evaluate_segmentation(accelerator: Accelerator, model: nn.Module, cfg: Any, output: Path) -> dict[str, Any]:
     """Predict every point of the labelled scans, write eval.json and a picture, and return the scores."""
-    sources = open_labelled(cfg.data, cfg.split)
-    scans = [(source, index) for source in sources for index in range(len(source))]
-    confusion = ConfusionMatrix(len(sources[0].classes), device=accelerator.device)
-    collate = PointCollate()
-    for number, (source, index) in enumerate(scans):
-        if number % accelerator.num_processes != accelerator.process_index:
-            continue
-        scene = source[index]
-        options = {"grid_size": model.grid_size, "votes": cfg.votes, "fragments": cfg.fragments}
+    options = {"grid_size": model.grid_size, "votes": cfg.votes, "fragments": cfg.fragments}
+    collate, confusions = PointCollate(), Confusions(open_labelled(cfg.data, cfg.split), accelerator)
+    for first, source, scene in share_of_scenes(confusions.sources, accelerator):
         prediction = vote(model, scene, collate, **options).argmax(-1)
-        assert scene.segment is not None
-        confusion.update(prediction.to(accelerator.device), torch.from_numpy(scene.segment).to(accelerator.device))
-        if number == 0:
-            picture = output / "previews/segmentation.png"
-            picture.parent.mkdir(parents=True, exist_ok=True)
-            names = list(source.classes)
-            guess = prediction.cpu().numpy()
-            write_segmentation_views(
-                picture, scene.coord, guess, scene.segment, names=names, color=scene.color, normal=scene.normal
-            )
-    confusion.matrix = accelerator.reduce(confusion.matrix, reduction="sum")  # type: ignore[assignment]
-    scores = confusion.compute()
-    if accelerator.is_main_process:
-        numbers = {key: value for key, value in scores.items() if isinstance(value, float)}
-        per_class = zip(sources[0].classes, scores["iou"], scores["count"], strict=True)
-        iou = {name: value if count else float("nan") for name, value, count in per_class}
-        write_eval(output, numbers, iou=iou, data=cfg.data.name, split=cfg.split, votes=cfg.votes, scenes=len(scans))
-        logger.info("%s", score_table(scores, sources[0].classes))
-    return scores
+        confusions.update(source, scene, prediction)
+        if getattr(cfg, "submission", None):
+            write_semantic(cfg.submission, scene.name, prediction.cpu().numpy(), benchmark_ids(source))
+        if first and scene.segment is not None:
+            show_segmentation(output, scene, prediction, source.classes)
+    return confusions.write(output, cfg)
+
+
+@torch.no_grad()
+def evaluate_instances(accelerator: Accelerator, model: nn.Module, cfg: Any, output: Path) -> dict[str, Any]:
+    """Find the instances of the labelled scans; AP beside what `evaluate_segmentation` gives of one copy per scan."""
+    assert isinstance(model, PointGroup)
+    collate, confusions = PointCollate(), Confusions(open_labelled(cfg.data, cfg.split), accelerator)
+    classes, transform = confusions.sources[0].classes, segmentation_test_transforms(model.grid_size)
+    stuff = [label for label, name in enumerate(classes) if name in cfg.stuff]
+    options = {"ignored_classes": stuff, "radius": cfg.cluster_radius, "min_points": cfg.cluster_points}
+    metric = InstanceAP(len(classes), ignored_classes=stuff)
+    for first, source, scene in share_of_scenes(confusions.sources, accelerator):
+        points = collate.pack([transform(scene, np.random.default_rng(0))]).to(accelerator.device)  # draws nothing
+        logits, offset = model(points, return_offsets=True)
+        found = model.group_points(points, logits, offset, **options).to("cpu")
+        assert points.inverse is not None
+        prediction = logits.argmax(-1)[points.inverse]
+        confusions.update(source, scene, prediction)
+        if getattr(cfg, "submission", None):
+            write_instances(cfg.submission, scene.name, found, len(scene), benchmark_ids(source))
+        if scene.segment is not None and scene.instance is not None:
+            metric.update(found, scene.segment, scene.instance)
+            if first:
+                show_segmentation(output, scene, prediction, classes)
+                show_instances(output, scene, found, stuff)
+    metric.scenes = gather_object(metric.scenes)
+    return confusions.write(output, cfg, metric.compute())
+
+
+EVALUATED = {"segment": evaluate_segmentation, "instances": evaluate_instances}
+
+
+def share_of_scenes(sources: Sequence[Source], accelerator: Accelerator) -> Iterator[tuple[bool, Source, Scene]]:
+    """The scenes that this process evaluates: whether it is the first of all, its source, and the scene."""
+    scenes = [(source, index) for source in sources for index in range(len(source))]
+    for number in range(accelerator.process_index, len(scenes), accelerator.num_processes):
+        source, index = scenes[number]
+        yield number == 0, source, source[index]
+
+
+class Confusions:
+    """Counts per list of classes: data sets with the same classes are scored together, others each on its own."""
+
+    def __init__(self, sources: Sequence[Source], accelerator: Accelerator) -> None:
+        self.sources, self.accelerator = sources, accelerator
+        self.counts = {s.classes: ConfusionMatrix(len(s.classes), device=accelerator.device) for s in sources}
+
+    def update(self, source: Source, scene: Scene, prediction: Tensor) -> None:
+        if scene.segment is not None:  # a test split has none
+            segment = torch.from_numpy(scene.segment).to(self.accelerator.device)
+            self.counts[source.classes].update(prediction.to(self.accelerator.device), segment)
+
+    def write(self, output: Path, cfg: Any, precision: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Add up what all processes counted, write eval.json and confusion.json, and return the first list's scores."""
+        for counts in self.counts.values():
+            counts.matrix = self.accelerator.reduce(counts.matrix, reduction="sum")  # type: ignore[assignment]
+        scores = [counts.compute() for counts in self.counts.values()]
+        numbers: dict[str, float] = {}
+        for number, (classes, values) in enumerate(zip(self.counts, scores, strict=True)):
+            name = next(source.condition or source.name for source in self.sources if source.classes == classes)
+            suffix = f"_{name}" if number else ""  # the first one's have the plain names
+            numbers |= {key + suffix: value for key, value in values.items() if isinstance(value, float)}
+        more: dict[str, Any] = {}
+        if precision is not None:
+            numbers = {key: precision[key] for key in ("AP", "AP50", "AP25")} | numbers
+            keys = ("ap", "ap50", "ap25")
+            more = {key: dict(zip(self.sources[0].classes, precision[key], strict=True)) for key in keys}
+        if self.accelerator.is_main_process:
+            scenes = sum(len(source) for source in self.sources)
+            about = {"data": cfg.data.name, "split": cfg.split, "votes": cfg.votes, "scenes": scenes}
+            write_scores(output, self.counts, numbers, **about, **more)
+        return scores[0] | numbers
+
+
+def write_scores(
+    output: Path, counts: Mapping[tuple[str, ...], ConfusionMatrix], numbers: dict[str, float], **more: Any
+) -> None:
+    """eval.json, a table for each list of classes, and the counts, from which `folds` makes the scores of a sum."""
+    iou = {}
+    for classes, confusion in counts.items():
+        scores = confusion.compute()
+        per_class = zip(classes, scores["iou"], scores["count"], strict=True)
+        iou = {name: value if count else float("nan") for name, value, count in per_class} | iou
+        logger.info("%s", score_table(scores, classes))
+    if "AP" in numbers:
+        logger.info("AP %.1f  AP50 %.1f  AP25 %.1f", *(100 * numbers[key] for key in ("AP", "AP50", "AP25")))
+    write_eval(output, numbers, iou=iou, **more)
+    dumped = [confusion.dump(classes) for classes, confusion in counts.items()]
+    write_atomic(output / "confusion.json", json.dumps(dumped[0]))
+
+
+def add_folds(cfg: Config) -> None:
+    """Scores of the sum of what several runs counted, each on its own part of the data."""
+    folds = [json.loads((Path(run) / "confusion.json").read_text()) for run in cfg.folds]
+    total, classes = add_confusions(folds), tuple(folds[0]["classes"])
+    numbers = {key: value for key, value in total.compute().items() if isinstance(value, float)}
+    write_scores(Path(cfg.output or cfg.run), {classes: total}, numbers, folds=list(cfg.folds))
+
+
+def show_segmentation(output: Path, scene: Scene, prediction: Tensor, classes: Sequence[str]) -> None:
+    """Draw truth, prediction and error of a scene, for the report."""
+    picture = output / "previews/segmentation.png"
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    guess, names = prediction.cpu().numpy(), list(classes)
+    assert scene.segment is not None
+    write_segmentation_views(
+        picture, scene.coord, guess, scene.segment, names=names, color=scene.color, normal=scene.normal
+    )
+
+
+def show_instances(output: Path, scene: Scene, found: Instances, stuff: Sequence[int]) -> None:
+    """Draw true and predicted instances and where they differ."""
+    assert scene.segment is not None and scene.instance is not None
+    prediction = np.full(len(scene), -1)
+    prediction[found.point.numpy()] = found.index.numpy()
+    truth = np.where((scene.segment < 0) | np.isin(scene.segment, stuff), -1, scene.instance)
+    picture = output / "previews/instances.png"
+    write_instance_views(picture, scene.coord, prediction, truth, color=scene.color, normal=scene.normal)
 
 
 @torch.no_grad()
@@ -209,11 +327,12 @@ def vote(
     each votes on the points that it holds. A smaller number votes on all points of the cells.
     """
     device = next(model.parameters()).device
-    total = torch.zeros(len(scene), int(model.num_classes), device=device)  # type: ignore[arg-type]
+    total = torch.zeros(len(scene), 1, device=device)
     for rotation, scale in augmentations(votes):
         moved = CenterShift()(move_scene(scene, rotation, scale=scale), np.random.default_rng(0))  # draws nothing
         for fragment, rows in grid_fragments(moved, grid_size)[: fragments or None]:
             probability = model(collate.pack([replace(fragment, inverse=None)]).to(device)).float().softmax(-1)
+            total = total.expand(-1, probability.shape[1]).contiguous()  # as many classes as the scene's condition has
             if fragments:
                 total += probability[torch.from_numpy(fragment.inverse).to(device)]
             else:

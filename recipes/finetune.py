@@ -1,12 +1,15 @@
-"""Fine-tune an encoder for semantic segmentation of point clouds.
+"""Fine-tune an encoder for semantic or instance segmentation of point clouds.
 
     python recipes/finetune.py init=runs/pretrain                   # from a pre-training run, on the built-in rooms
     python recipes/finetune.py init=scratch                         # the same without pre-training, to compare
     accelerate launch recipes/finetune.py init=runs/pretrain/export data.name=scannet_labelled data.root=PATH
     python recipes/finetune.py init=runs/pretrain mode=linear       # only a linear head on frozen features
+    python recipes/finetune.py init=runs/pretrain task=instances    # PointGroup
+    python recipes/finetune.py head=per_condition data.name=A,B data.root=PATH,PATH data.condition=A,B   # several sets
 
-Prints IoU per class and mIoU, and leaves a run folder (`output`) with config.yaml, metrics.jsonl, checkpoints/,
-export/, eval.json and report.html. A run that was stopped goes on where it was if started again with the same settings.
+Prints IoU per class and mIoU (of instances also AP), and leaves a run folder (`output`) with config.yaml,
+metrics.jsonl, checkpoints/, export/, eval.json and report.html. A run that was stopped goes on where it was if started
+again with the same settings.
 """
 
 from __future__ import annotations
@@ -20,19 +23,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluate import evaluate_segmentation
-from torch import nn
+import torch
+from evaluate import EVALUATED
+from torch import Tensor, nn
 
 import ponder_zoo as pz
-from ponder_zoo.data.catalog import DataConfig, open_labelled
-from ponder_zoo.data.collate import PointCollate
+from ponder_zoo.data.catalog import DataConfig, Source, open_labelled
+from ponder_zoo.data.collate import LabelCollate
+from ponder_zoo.data.limited import LimitedScenes, read_annotations, read_scene_list
 from ponder_zoo.data.segmentation import SegmentationDataset
-from ponder_zoo.data.transforms import segmentation_train_transforms
+from ponder_zoo.data.transforms import Transform, instance_train_transforms, segmentation_train_transforms
 from ponder_zoo.layers.sync_norm import set_norm_momentum, synchronize_batch_norm
-from ponder_zoo.losses.segmentation import cross_entropy_lovasz
+from ponder_zoo.losses.instance import offset_losses
+from ponder_zoo.losses.segmentation import cross_entropy, cross_entropy_lovasz
+from ponder_zoo.models.pointgroup import pointgroup_on
 from ponder_zoo.report.html import write_report
 from ponder_zoo.report.run_files import write_run_info
 from ponder_zoo.report.system import system_info
+from ponder_zoo.structures import PointBatch, PointLabels
 from ponder_zoo.train.checkpoint import save_checkpoint
 from ponder_zoo.train.config import ConfigError, config_to_dict, save_config
 from ponder_zoo.train.distributed import gather_rows
@@ -42,7 +50,8 @@ from ponder_zoo.train.optim import ScheduleName
 from ponder_zoo.train.run import command_line, make_loader, make_sampler, make_training, resume_run, start_run
 
 logger = logging.getLogger("ponder_zoo.recipes.finetune")
-TRAINED = {"full": ("",), "decoder": ("dec", "head"), "linear": ("head",)}  # beginnings of parameter names, per mode
+HEADS = ("head", "offset_head")
+TRAINED = {"full": ("",), "decoder": ("dec", *HEADS), "linear": HEADS}  # beginnings of parameter names, per mode
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,18 @@ class Config:
     init: str = "runs/pretrain"  # run folder or export of a pre-training; or scratch
     encoder: str = "sparseunet_tiny"  # name for create_model, with init=scratch
     encoder_args: dict[str, Any] = field(default_factory=dict)
+    task: Literal["segment", "instances"] = "segment"
+    head: Literal["linear", "per_condition", "text"] = "linear"  # of several sets: of their common classes, or of each
+    class_embeddings: str | None = None  # safetensors file with a vector for each class name, for head=text
     mode: Literal["full", "decoder", "linear"] = "full"  # what is trained; the rest is frozen, norm statistics included
     grid_size: float | None = None  # metres; null: that of the pre-training, 0.08 with init=scratch
     max_points: int = 100_000  # of a scene, cropped after grid sampling
+    crop_ratio: float | None = None  # share of a scene to crop to instead, e.g. 0.8; see docs/finetune.md
+    shuffle_points: bool = True  # for semantic segmentation; not for ScanNet200 in the official code
+    mix: float = 0.0  # probability that two scenes of a batch become one (Mix3D); official: 0.8
+    scene_list: str | None = None  # file with the names of the scenes to train on (limited reconstructions)
+    annotations: str | None = None  # file with the labelled points of each scene (limited annotations)
+    annotated_points: int | None = None  # or how many of each scene, drawn by the seed
 
     max_steps: int = 200  # of the optimizer, for the whole run
     stop_step: int | None = None  # save and stop here; the schedule stays that of max_steps
@@ -85,54 +103,152 @@ class Config:
     split: Literal["train", "val"] = "val"  # of the final evaluation
     votes: int = 1  # augmented copies that vote on each point in it; see evaluate.py
     fragments: int = 4  # grid-sampled clouds of each copy; 0 is the official number
+    stuff: tuple[str, ...] = ("wall", "floor")  # classes without instances
+    cluster_radius: float = 1.5  # points of an instance are closer, in cells of the grid
+    cluster_points: int = 30  # an instance has more, in cells; official: 100, of 2 cm
     log_with: str | None = None  # further trackers of Accelerate: tensorboard, wandb, trackio, ...
     # What the paper reports: table, row, column and numbers; `evaluate.py --table N` puts the run's beside them
     expected: dict[str, Any] = field(default_factory=dict)
 
 
-def build_model(cfg: Config, num_classes: int) -> nn.Module:
-    """The encoder with a new head; parameters that `mode` leaves out are frozen."""
-    options: dict[str, Any] = {"num_classes": num_classes}
+# Data
+
+
+def training_sets(cfg: Config, sources: list[Source], grid_size: float) -> list[SegmentationDataset]:
+    """Augmented scenes of each source, or of the part of it that `scene_list` and `annotations` leave."""
+    names = None if cfg.scene_list is None else read_scene_list(cfg.scene_list)
+    annotations = cfg.annotated_points if cfg.annotations is None else read_annotations(cfg.annotations)
+    limits: dict[str, Any] = {"names": names, "annotations": annotations, "seed": cfg.seed}
+    transform = train_transform(cfg, grid_size, keep_labelled=annotations is not None)
+    sets = enumerate(LimitedScenes(source, **limits) for source in sources)
+    return [SegmentationDataset(each, transform=transform, seed=cfg.seed + 1000 * number) for number, each in sets]
+
+
+def train_transform(cfg: Config, grid_size: float, keep_labelled: bool) -> Transform:
+    crop: dict[str, Any] = {"max_points": cfg.max_points, "crop_ratio": cfg.crop_ratio}
+    if cfg.task == "instances":
+        return instance_train_transforms(grid_size, keep_labelled=keep_labelled, **crop)
+    return segmentation_train_transforms(grid_size, keep_labelled=keep_labelled, shuffle=cfg.shuffle_points, **crop)
+
+
+def stuff_classes(cfg: Config, sources: list[Source]) -> tuple[int, ...]:
+    """Labels of the classes that have no instances."""
+    return tuple(label for label, name in enumerate(sources[0].classes) if name in cfg.stuff)
+
+
+# Model
+
+
+def build_model(cfg: Config, sources: list[Source]) -> nn.Module:
+    """The encoder with new heads for the task; parameters that `mode` leaves out are frozen."""
+    options, table = head_options(cfg, sources)
     if cfg.grid_size is not None or cfg.init == "scratch":
         options["grid_size"] = cfg.grid_size or 0.08
     if cfg.init == "scratch":
         model = pz.create_model(cfg.encoder, **options, **cfg.encoder_args)
     else:
-        path = Path(cfg.init)
-        folder = path / "export" if (path / "export").is_dir() else path
-        if not (folder / "model.safetensors").is_file():
-            raise ConfigError(
-                f"Expected `init` to be a finished pre-training run, an exported model or scratch; {cfg.init} has no "
-                "model.safetensors. Run recipes/pretrain.py first, or pass init=scratch."
-            )
-        model = pz.create_model(f"local-dir:{folder}", pretrained=True, **options)
+        model = pz.create_model(f"local-dir:{export_folder(cfg)}", pretrained=True, **options)
         logger.info("%s", model.load_report)
+    if table is not None:
+        model.head.class_embedding.copy_(table)  # type: ignore[operator, union-attr]
+    if cfg.task == "instances" and not hasattr(model, "predict_instances"):
+        model = pointgroup_on(model)  # type: ignore[arg-type]
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(TRAINED[cfg.mode]))
+        trains = name.removeprefix("encoder.").startswith(TRAINED[cfg.mode])
+        parameter.requires_grad_(parameter.requires_grad and trains)
     model.set_grad_checkpointing(cfg.grad_checkpointing)  # type: ignore[operator]
     return set_norm_momentum(synchronize_batch_norm(model), cfg.norm_momentum)
+
+
+def export_folder(cfg: Config) -> Path:
+    path = Path(cfg.init)
+    folder = path / "export" if (path / "export").is_dir() else path
+    if not (folder / "model.safetensors").is_file():
+        raise ConfigError(
+            f"Expected `init` to be a finished pre-training run, an exported model or scratch; {cfg.init} has no "
+            "model.safetensors. Run recipes/pretrain.py first, or pass init=scratch."
+        )
+    return folder
+
+
+def head_options(cfg: Config, sources: list[Source]) -> tuple[dict[str, Any], Tensor | None]:
+    """Arguments of `create_model` that describe the semantic head, and the table of a text-aligned one."""
+    classes = sources[0].classes
+    if cfg.head == "linear":
+        if any(source.classes != classes for source in sources):
+            raise ConfigError(
+                f"Expected sets with the same classes, got {cfg.data.name}. Give each its own with head=per_condition "
+                "or head=text, or train on one of them."
+            )
+        return {"num_classes": len(classes)}, None
+    spaces = {source.condition: source.classes for source in sources}
+    if None in spaces or len(spaces) < len(sources) or cfg.task == "instances":
+        raise ConfigError(
+            f"head={cfg.head} expected task=segment and one data.condition for each of {cfg.data.name}, all different; "
+            f"got task={cfg.task} and {cfg.data.condition}. Write data.condition=ScanNet,S3DIS for two sets."
+        )
+    options = {"num_classes": len(classes), "condition": sources[0].condition, "head": cfg.head}
+    if cfg.head == "per_condition":
+        return options | {"head_classes": {name: len(names) for name, names in spaces.items()}}, None
+    names = list(dict.fromkeys(name for names in spaces.values() for name in names))
+    table = read_class_embeddings(cfg, names)
+    rows = {condition: [names.index(name) for name in own] for condition, own in spaces.items()}
+    text_head = {"embed_dim": table.shape[1], "num_embeddings": len(names), "classes": rows}
+    return options | {"text_head": text_head}, table
+
+
+def read_class_embeddings(cfg: Config, names: list[str]) -> Tensor:
+    """Unit vectors (number of names, D) of a file with one vector per name."""
+    from safetensors.torch import load_file
+
+    vectors = {} if cfg.class_embeddings is None else load_file(cfg.class_embeddings)
+    missing = [name for name in names if name not in vectors]
+    if missing:
+        raise ConfigError(
+            f"head=text expected class_embeddings=FILE with a vector for each class; {cfg.class_embeddings} lacks "
+            f"{missing[:5]}. Make the file with a text encoder, or use head=per_condition, which needs none."
+        )
+    return nn.functional.normalize(torch.stack([vectors[name].float() for name in names]), dim=1)
 
 
 def frozen_parts(model: nn.Module) -> Iterator[nn.Module]:
     """Parts of a model that do not train. Their norms must not follow the batch either."""
     for child in model.children():
-        if not any(parameter.requires_grad for parameter in child.parameters()):
+        trains = [parameter.requires_grad for parameter in child.parameters()]
+        if trains and not any(trains):
             yield child
+        elif not all(trains):
+            yield from frozen_parts(child)
+
+
+# Losses, over the points of all processes: Lovasz-softmax of a batch is not the mean over its parts
+
+
+def segment_losses(model: nn.Module, points: PointBatch, labels: PointLabels) -> dict[str, Tensor]:
+    return cross_entropy_lovasz(gather_rows(model(points)), gather_rows(labels.segment))
+
+
+def instance_losses(model: nn.Module, points: PointBatch, labels: PointLabels) -> dict[str, Tensor]:
+    logits, offset = model(points, return_offsets=True)
+    place = (offset, points.coord, labels.center, labels.instance)
+    classes = cross_entropy(gather_rows(logits), gather_rows(labels.segment))
+    return {"cross_entropy": classes, **offset_losses(*map(gather_rows, place))}
+
+
+LOSSES = {"segment": segment_losses, "instances": instance_losses}
 
 
 def main(cfg: Config) -> None:
     accelerator = start_run(cfg)
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
     sources = open_labelled(cfg.data, "train")
-    segmentor = build_model(cfg, len(sources[0].classes)).to(device)
-    transform = segmentation_train_transforms(segmentor.grid_size, max_points=cfg.max_points)  # type: ignore[arg-type]
-    sets = [
-        SegmentationDataset(source, transform=transform, seed=cfg.seed + 1000 * i) for i, source in enumerate(sources)
-    ]
+    segmentor = build_model(cfg, sources).to(device)
+    sets = training_sets(cfg, sources, segmentor.grid_size)  # type: ignore[arg-type]
     optimizer, schedule, ema, trained, state = make_training(segmentor, cfg)
     sampler = make_sampler(sets, cfg, accelerator)
     step = resume_run(cfg, state, sampler, device)
-    loader = make_loader(sets, sampler, PointCollate(), workers=cfg.data.workers, pin_memory=device.type == "cuda")
+    collate = LabelCollate(ignored_classes=stuff_classes(cfg, sources), mix=cfg.mix)
+    loader = make_loader(sets, sampler, collate, workers=cfg.data.workers, pin_memory=device.type == "cuda")
     guard = NonFiniteGuard(segmentor, limit=cfg.max_broken_steps)
     model, optimizer = accelerator.prepare(segmentor, optimizer)  # not the schedule: it would step once per process
     about: dict[str, Any] = {"task": "finetune", "model": cfg.encoder, "device": str(device)}
@@ -146,12 +262,10 @@ def main(cfg: Config) -> None:
     for part in frozen_parts(segmentor):
         part.eval()
     with RunLog(run / "metrics.jsonl", total=cfg.max_steps, start=step, main=first, track=accelerator.log) as log:
-        for points, segment in loader:
-            points, segment = points.to(device, non_blocking=True), segment.to(device, non_blocking=True)
+        for points, labels in loader:
+            points, labels = points.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             with accelerator.accumulate(model):
-                logits = model(points)
-                # Over the points of all processes: Lovasz-softmax of a batch is not the mean over its parts.
-                losses = cross_entropy_lovasz(gather_rows(logits), gather_rows(segment))
+                losses = LOSSES[cfg.task](model, points, labels)
                 guard.watch(losses)
                 accelerator.backward(sum(losses.values()))
                 if not accelerator.sync_gradients:
@@ -169,18 +283,16 @@ def main(cfg: Config) -> None:
             if step % cfg.log_every == 0 or step == 1:
                 values = {key: loss.item() for key, loss in losses.items()}
                 rest = {"lr": lr, "gradient_norm": norm.item(), "skipped": guard.skipped}
-                log.write(
-                    step, {"loss": sum(values.values())} | values | rest, show=("loss", "cross_entropy", "lovasz")
-                )
+                log.write(step, {"loss": sum(values.values())} | values | rest, show=("loss", *values))
             if step % cfg.save_every == 0 or step == sampler.stop:
                 save_checkpoint(run, step, state, keep=cfg.keep, info=sampler.describe())
 
     if step == cfg.max_steps:
         trained.eval()
-        scores = evaluate_segmentation(accelerator, trained, cfg, run)
+        scores = EVALUATED[cfg.task](accelerator, trained, cfg, run)
         if first:
             metadata = {"training_data": cfg.data.name, "label_names": sources[0].classes}
-            metadata |= {"metrics": {key: scores[key] for key in ("mIoU", "mAcc", "allAcc")}}
+            metadata |= {"metrics": {key: scores[key] for key in ("AP", "mIoU", "mAcc", "allAcc") if key in scores}}
             pz.save_for_hf(trained, run / "export", metadata=metadata)
             write_run_info(run, **about, status="finished", wall_time=time.monotonic() - began, system=system_info())
             logger.info("Open %s", write_report(run))

@@ -97,16 +97,13 @@ def open_views(config: DataConfig, split: Split) -> list[Source]:
 
 
 def open_labelled(config: DataConfig, split: Split) -> list[Source]:
-    """Sources of labelled scenes, one per name; their `classes` must be the same.
+    """Sources of labelled scenes, one per name; each has its own `classes`.
 
     Raises:
-        ValueError: for an unknown name, a missing folder, or sets with different classes.
+        ValueError: for an unknown name or a missing folder.
     """
     prepared = {name: partial(_prepared, name, views=False) for name in PREPARED}
-    sources = _open(config, split, {"synthetic": _synthetic, "scannet_labelled": _scannet_labelled} | prepared)
-    if len({source.classes for source in sources}) > 1:
-        raise ValueError(f"Expected sets with the same classes, got {config.name}. Train on one of them at a time.")
-    return sources
+    return _open(config, split, {"synthetic": _synthetic, "scannet_labelled": _scannet_labelled} | prepared)
 
 
 def pretrain_dataset(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ponder_zoo.structures import (
     PointBatch,
+    PointLabels,
     PretrainBatch,
     RayBundle,
     RayTargets,
@@ -70,6 +72,91 @@ class PointCollate:
         """Points, and their class indices (N,) int64: -1 where a scene has no labels."""
         segment = [np.full(len(s), -1) if s.segment is None else s.segment for s in scenes]
         return self.pack(scenes), torch.from_numpy(np.concatenate(segment).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class LabelCollate:
+    """Pack scenes with all that is known of their points: a `collate_fn` for semantic and instance segmentation.
+
+    Args:
+        points: packs the points.
+        ignored_classes: classes without instances; points of no class have none either.
+        mix: probability with which neighbours in the batch become one scene; see `mix_scenes`.
+    """
+
+    points: PointCollate = field(default_factory=PointCollate)
+    ignored_classes: tuple[int, ...] = ()
+    mix: float = 0.0
+
+    def __call__(self, scenes: Sequence[Scene]) -> tuple[PointBatch, PointLabels]:
+        instances = [_instances(scene, self.ignored_classes) for scene in scenes]
+        pairs = list(zip(scenes, instances, strict=True))
+        centers = np.concatenate([instance_centers(scene.coord, number) for scene, number in pairs])
+        mixed = mix_scenes([replace(scene, instance=number) for scene, number in pairs], self.mix)
+        numbers = [scene.instance for scene in mixed if scene.instance is not None]  # of all of them
+        shift = np.cumsum([0, *(int(number.max(initial=-1)) + 1 for number in numbers[:-1])])
+        instance = [np.where(number < 0, -1, number + start) for number, start in zip(numbers, shift, strict=True)]
+        points, segment = self.points(mixed)
+        return points, PointLabels(
+            segment,
+            torch.from_numpy(np.concatenate(instance).astype(np.int64)),
+            torch.from_numpy(centers.astype(np.float32)),
+        )
+
+
+def _instances(scene: Scene, ignored_classes: Sequence[int]) -> Array:
+    """Instance of each point (N,), numbered from 0; -1 for points without one or of an ignored class."""
+    if scene.instance is None:
+        return np.full(len(scene), -1, dtype=np.int64)
+    counts = scene.instance >= 0
+    if scene.segment is not None:
+        counts &= (scene.segment >= 0) & ~np.isin(scene.segment, ignored_classes)
+    result = np.full(len(scene), -1, dtype=np.int64)
+    result[counts] = np.unique(scene.instance[counts], return_inverse=True)[1]
+    return result
+
+
+def instance_centers(coord: Array, instance: Array) -> Array:
+    """Mean of the points of each point's instance: coord (N, 3), instance (N,) from 0 -> (N, 3); zero without one."""
+    known = np.flatnonzero(instance >= 0)
+    number = instance[known]
+    count = np.bincount(number)
+    total = np.stack([np.bincount(number, weights=axis) for axis in coord[known].T], axis=1)
+    centers = np.zeros((len(coord), 3))
+    centers[known] = (total / np.maximum(count, 1)[:, None])[number]
+    return centers
+
+
+def mix_scenes(scenes: Sequence[Scene], p: float) -> list[Scene]:
+    """With probability `p`, merge each scene with the next one (Mix3D, arXiv:2110.02210): 0 with 1, 2 with 3, ...
+
+    The last one of an odd number stays alone. Points keep their coordinates, so that two rooms lie in each other. What
+    is drawn is a hash of the first scene's points, which its augmentation has drawn: it depends neither on the worker
+    nor on what was drawn before, so that a resumed run repeats it.
+    """
+    result = []
+    for first, second in zip(scenes[::2], [*scenes[1::2], None][: len(scenes[::2])], strict=True):
+        drawn = crc32(np.ascontiguousarray(first.coord).tobytes()) / 2**32
+        result += [first] if second is None else [_merge(first, second)] if drawn < p else [first, second]
+    return result
+
+
+def _merge(first: Scene, second: Scene) -> Scene:
+    """Both scenes' points as one scene; instances of the second are numbered on."""
+    columns = ("coord", "color", "normal", "intensity", "segment", "instance", "grid_coord")
+    merged = {}
+    for name in columns:
+        values = [getattr(scene, name) for scene in (first, second)]
+        if (values[0] is None) != (values[1] is None) or first.condition != second.condition:
+            raise ValueError(
+                f"Mix3D expected scenes with the same columns and condition; {first.name!r} and {second.name!r} differ "
+                f"in {name} or condition. Give both what they lack, or mix with probability 0."
+            )
+        if name == "instance" and values[0] is not None:
+            shift = int(values[0].max(initial=-1)) + 1
+            values[1] = np.where(values[1] < 0, -1, values[1] + shift)
+        merged[name] = None if values[0] is None else np.concatenate(values)
+    return replace(first, name=f"{first.name}+{second.name}", inverse=None, views=None, **merged)
 
 
 def collate_points(

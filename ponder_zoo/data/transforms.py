@@ -301,10 +301,14 @@ def _map_color(scene: Scene, function: Callable[[NDArray[Any]], NDArray[Any]]) -
 
 @dataclass(frozen=True)
 class RandomDropout:
-    """With probability `p`, drop a share `ratio` of the points. At least one point stays."""
+    """With probability `p`, drop a share `ratio` of the points. At least one point stays.
+
+    With `keep_labelled`, labelled points stay as well: for scenes of which few are.
+    """
 
     ratio: float = 0.2
     p: float = 0.2
+    keep_labelled: bool = False
 
     def __call__(self, scene: Scene, rng: Generator) -> Scene:
         if rng.random() >= self.p:
@@ -312,6 +316,8 @@ class RandomDropout:
         keep = max(1, int(len(scene) * (1 - self.ratio)))
         kept = np.zeros(len(scene), dtype=bool)
         kept[rng.choice(len(scene), keep, replace=False, shuffle=False)] = True
+        if self.keep_labelled:
+            kept[_labelled_rows(scene)] = True
         return take_points(scene, np.flatnonzero(kept))  # a tenth of the time of sorting the rows
 
 
@@ -352,19 +358,29 @@ class GridSample:
     """Keep one point per cell of `grid_size` metres; sets `grid_coord` (from zero) and `inverse` (paper Eq. 1).
 
     `pick="random"` draws uniformly among the points of each cell; `"first"` takes the first, for evaluation. Without
-    `inverse` it is None, which saves what it costs where points are dropped anyway.
+    `inverse` it is None, which saves what it costs where points are dropped anyway. With `keep_labelled`, a cell that
+    holds labelled points keeps one of these, for scenes of which few points are labelled.
     """
 
     grid_size: float = 0.02
     pick: Literal["random", "first"] = "random"
     inverse: bool = True
+    keep_labelled: bool = False
 
     def __call__(self, scene: Scene, rng: Generator) -> Scene:
         cells = _cells(scene, self.grid_size)
         count = cells.count.numpy()
         number = rng.integers(0, count) if self.pick == "random" else np.zeros_like(count)
-        sampled = _one_per_cell(scene, cells, cells.pick(torch.from_numpy(number)).numpy())
+        rows = cells.pick(torch.from_numpy(number)).numpy()
+        if self.keep_labelled:
+            labelled = rng.permutation(_labelled_rows(scene))  # the last one of a cell wins
+            rows[cells.inverse.numpy()[labelled]] = labelled
+        sampled = _one_per_cell(scene, cells, rows)
         return replace(sampled, inverse=cells.inverse.numpy()) if self.inverse else sampled
+
+
+def _labelled_rows(scene: Scene) -> NDArray[np.int64]:
+    return np.flatnonzero(scene.segment >= 0) if scene.segment is not None else np.zeros(0, np.int64)
 
 
 def grid_fragments(scene: Scene, grid_size: float = 0.02) -> list[tuple[Scene, NDArray[np.int64]]]:
@@ -410,12 +426,45 @@ def pretrain_transforms(
     return Compose((CenterShift(), RandomDropout(dropout, p=1.0), *colors, *_motions(), *_sample(grid_size)))
 
 
-def segmentation_train_transforms(grid_size: float = 0.02, *, max_points: int = 100_000) -> Compose:
-    """The official fine-tuning pipeline for semantic segmentation."""
+def segmentation_train_transforms(
+    grid_size: float = 0.02,
+    *,
+    max_points: int = 100_000,
+    crop_ratio: float | None = None,
+    shuffle: bool = True,
+    keep_labelled: bool = False,
+) -> Compose:
+    """The official fine-tuning pipeline for semantic segmentation.
+
+    Args:
+        grid_size: metres.
+        max_points: of a crop: ScanNet and ScanNet200.
+        crop_ratio: share of the points that a crop keeps, instead: 0.8 for Structured3D, 0.6 for S3DIS.
+        shuffle: put the points in random order; not for ScanNet200, where the official pipeline does not.
+        keep_labelled: for limited annotations: labelled points survive dropout and grid sampling.
+    """
     colors = (ChromaticAutoContrast(), ChromaticTranslation(), ChromaticJitter())
-    crop = SphereCrop(max_points)
     noise = (RandomJitter(), ElasticDistortion())
-    return Compose((CenterShift(), RandomDropout(), *_motions(), *noise, *colors, *_sample(grid_size, crop)))
+    sample = _sample(grid_size, _crop(max_points, crop_ratio), shuffle=shuffle, keep_labelled=keep_labelled)
+    return Compose((CenterShift(), RandomDropout(keep_labelled=keep_labelled), *_motions(), *noise, *colors, *sample))
+
+
+def instance_train_transforms(
+    grid_size: float = 0.02,
+    *,
+    max_points: int = 100_000,
+    crop_ratio: float | None = 0.8,
+    keep_labelled: bool = False,
+) -> Compose:
+    """The official fine-tuning pipeline for instance segmentation; arguments as for semantic segmentation.
+
+    More dropout and stronger shifts of colour, crops of 80 %, and no second centring.
+    """
+    colors = (ChromaticAutoContrast(), ChromaticTranslation(ratio=0.1), ChromaticJitter())
+    noise = (RandomJitter(), ElasticDistortion())
+    dropout = RandomDropout(p=0.5, keep_labelled=keep_labelled)
+    sample = GridSample(grid_size, inverse=False, keep_labelled=keep_labelled)
+    return Compose((CenterShift(), dropout, *_motions(), *noise, *colors, sample, _crop(max_points, crop_ratio)))
 
 
 def segmentation_test_transforms(grid_size: float = 0.02) -> Compose:
@@ -429,5 +478,12 @@ def _motions() -> tuple[Transform, ...]:
     return (turn, RandomRotate("x", tilt), RandomRotate("y", tilt), RandomScale(), RandomFlip())
 
 
-def _sample(grid_size: float, *crop: Transform) -> tuple[Transform, ...]:
-    return (GridSample(grid_size, inverse=False), *crop, CenterShift(z=False), ShufflePoint())
+def _crop(max_points: int, ratio: float | None) -> SphereCrop:
+    return SphereCrop(max_points) if ratio is None else SphereCrop(ratio=ratio)
+
+
+def _sample(
+    grid_size: float, *crop: Transform, shuffle: bool = True, keep_labelled: bool = False
+) -> tuple[Transform, ...]:
+    order = (ShufflePoint(),) if shuffle else ()
+    return (GridSample(grid_size, inverse=False, keep_labelled=keep_labelled), *crop, CenterShift(z=False), *order)

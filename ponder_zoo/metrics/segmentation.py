@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,10 @@ class ConfusionMatrix:
         counts.index_add_(0, pair, torch.ones_like(pair))  # no sync, unlike bincount
         self.matrix += counts[:-1].view(K, K).to(self.matrix.device)
 
+    def dump(self, classes: Sequence[str]) -> dict[str, Any]:
+        """The counts as JSON-ready values, for `add_confusions`."""
+        return {"classes": list(classes), "matrix": self.matrix.tolist()}
+
     def compute(self) -> dict[str, Any]:
         """Scores as plain numbers: `mIoU, mAcc, allAcc, mIoU_present, mAcc_present, iou, accuracy, count`.
 
@@ -67,6 +71,27 @@ class ConfusionMatrix:
             "accuracy": accuracy.tolist(),
             "count": self.matrix.sum(1).tolist(),
         }
+
+
+def add_confusions(folds: Sequence[Mapping[str, Any]]) -> ConfusionMatrix:
+    """One confusion matrix of several folds: scores of a cross-validation are those of the sum, no mean of scores.
+
+    Args:
+        folds: each with `classes` (names) and `matrix` (rows: label, columns: prediction), as `ConfusionMatrix.dump`.
+
+    Raises:
+        ValueError: if there is no fold, or their classes differ.
+    """
+    classes = [list(fold["classes"]) for fold in folds]
+    if not folds or any(names != classes[0] for names in classes):
+        raise ValueError(
+            f"Expected folds with the same classes; got {len(folds)} folds with {[len(names) for names in classes]} "
+            "classes. Evaluate all of them on the same data set."
+        )
+    total = ConfusionMatrix(len(classes[0]))
+    for fold in folds:
+        total.matrix += torch.tensor(fold["matrix"], dtype=torch.int64)
+    return total
 
 
 def score_table(scores: dict[str, Any], classes: Sequence[str]) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack, cast
+from typing import Any, Literal, Unpack, cast, overload
 
+import torch
 from torch import Tensor, nn
 
-from ..structures import PointBatch, VolumeGrid
+from ..heads.instances import propose_instances
+from ..structures import Instances, PointBatch, VolumeGrid
 from ._builder import build_model
+from ._config import PretrainedCfg
 from ._official import POINTGROUP_KEYS, released_instance_cfgs
 from ._registry import generate_default_cfgs, register_model
 from .sparse_unet import SIZES, Intermediate, IntermediateFormat, SparseUNet, SparseUNetArgs, choose_condition, prompted
@@ -18,8 +22,8 @@ from .sparse_unet import checkpoint_filter_fn as filter_encoder
 class PointGroup(nn.Module):
     """The network of PointGroup: class scores of points, and where the centre of each point's instance lies.
 
-    It behaves as its encoder with a semantic head; `predict_offsets` is the other head. Clustering points into
-    instances is not part of it.
+    It behaves as its encoder with a semantic head; `predict_offsets` is the other head, and `predict_instances` finds
+    the instances.
 
     Args:
         in_chans: columns of `points.feat`.
@@ -46,9 +50,17 @@ class PointGroup(nn.Module):
         """Of the semantic head; 0 without one."""
         return self.encoder.num_classes
 
-    def forward(self, points: PointBatch) -> Tensor:
-        """Class scores (N, num_classes), or features (N, num_features) without a head."""
-        return self.encoder(points)
+    @overload
+    def forward(self, points: PointBatch, return_offsets: Literal[False] = False) -> Tensor: ...
+
+    @overload
+    def forward(self, points: PointBatch, return_offsets: Literal[True]) -> tuple[Tensor, Tensor]: ...
+
+    def forward(self, points: PointBatch, return_offsets: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Class scores (N, num_classes), or features (N, num_features) without a head; on request also the offsets."""
+        features = self.forward_features(points)
+        logits = self.forward_head(features)
+        return (logits, self.predict_offsets(features)) if return_offsets else logits
 
     def forward_features(self, points: PointBatch) -> PointBatch:
         """The same points with features (N, num_features)."""
@@ -61,6 +73,53 @@ class PointGroup(nn.Module):
     def predict_offsets(self, features: PointBatch) -> Tensor:
         """From each point to the centre of its instance: features (N, num_features) -> (N, 3) metres."""
         return self.offset_head(features.feat)
+
+    @torch.no_grad()
+    def predict_instances(
+        self,
+        points: PointBatch,
+        *,
+        ignored_classes: Sequence[int] = (0, 1),
+        radius: float = 1.5,
+        min_points: int = 100,
+    ) -> Instances:
+        """Find the instances among N points: the defaults are the official ones for cells of 2 cm.
+
+        Args:
+            points: as for `forward`; if they have `inverse`, instances are lists of the original points.
+            ignored_classes: of which there are no instances; wall and floor in ScanNet's order.
+            radius: points of a class that land closer than this belong together, in cells of `grid_size`.
+            min_points: an instance has more, counted before `inverse`.
+
+        Example:
+            model = create_model("pointgroup", pretrained=True).eval()
+            transform = create_transform(**resolve_model_data_config(model), is_training=False)
+            found = model.predict_instances(transform("scan.ply"))  # found.point, found.label, found.score
+        """
+        logits, offset = self(points, return_offsets=True)
+        options = {"ignored_classes": ignored_classes, "radius": radius, "min_points": min_points}
+        return self.group_points(points, logits, offset, **options)
+
+    def group_points(
+        self,
+        points: PointBatch,
+        logits: Tensor,
+        offset: Tensor,
+        *,
+        ignored_classes: Sequence[int] = (0, 1),
+        radius: float = 1.5,
+        min_points: int = 100,
+    ) -> Instances:
+        """`predict_instances` from what the network says of the points: class scores (N, K) and offsets (N, 3)."""
+        found = propose_instances(
+            points.coord + offset.float(),
+            logits,
+            batch=points.batch,
+            radius=radius * self.grid_size,
+            ignored_classes=ignored_classes,
+            min_points=min_points,
+        )
+        return found if points.inverse is None else found.on_points(points.inverse)
 
     def forward_point_features(self, points: PointBatch) -> Tensor:
         """Features (M, num_features) of the original points in their order, before any grid sampling."""
@@ -100,6 +159,29 @@ class PointGroup(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters that are looked up rather than multiplied with."""
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
+
+def pointgroup_on(encoder: SparseUNet) -> PointGroup:
+    """PointGroup around an encoder, pre-trained or not, whose weights, semantic head and columns it takes over.
+
+    Example:
+        encoder = create_model("local-dir:runs/pretrain/export", pretrained=True, num_classes=20)
+        model = pointgroup_on(encoder)
+    """
+    cfg = cast(PretrainedCfg, encoder.pretrained_cfg)
+    cfg = dataclasses.replace(cfg, architecture="pointgroup", tag="", classifier="encoder.head", model_args={})
+    options = {"norm": encoder.norm, "conditions": encoder.conditions} | cast(dict[str, Any], encoder.model_args)
+    model = pointgroup(
+        pretrained_cfg=cfg,
+        num_classes=encoder.num_classes,
+        grid_size=encoder.grid_size,
+        condition=encoder.condition,
+        **options,
+    )
+    model.encoder = encoder
+    if hasattr(encoder, "load_report"):  # with it, the facts about the weights remain in what is saved
+        model.load_report = encoder.load_report
+    return model
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..heads.conditions import ConditionHeads
 from ..heads.text import TextAlignedHead
 from ..layers.blocks import ConvNorm, NormLayer, ResidualBlock
 from ..layers.norm_relu import keep_activations
@@ -117,10 +118,12 @@ class SparseUNet(nn.Module):
         zero_init: start prompt-driven norms without influence of the context.
         append_one: whether the stem reads a column of ones beside the given ones. Adapting weights to other columns
             sets it where dropped columns are not zero at their fill value: in a sparse convolution that is no bias.
-        head: "linear", or "text" for a `TextAlignedHead` as described by `text_head` where `num_classes` is the number
-            of classes of `condition` (any other number means a new linear head). It gives other conditions their own
-            classes, so one condition per batch.
-        text_head: `embed_dim`, `num_embeddings` and `classes` of that head.
+        head: "linear"; "text" for a `TextAlignedHead` as described by `text_head`; "per_condition" for a linear layer
+            per condition as described by `head_classes`. The latter two where `num_classes` is the number of classes of
+            `condition` (any other number means a new linear head). They give each condition its own classes, so one
+            condition per batch.
+        text_head: `embed_dim`, `num_embeddings` and `classes` of the text-aligned head.
+        head_classes: condition -> number of its classes.
         backend: of the sparse convolutions: "auto", "torch", "triton" or "spconv".
 
     Example:
@@ -148,8 +151,9 @@ class SparseUNet(nn.Module):
         affine: bool = True,
         zero_init: bool = False,
         append_one: bool = False,
-        head: Literal["linear", "text"] = "linear",
+        head: Literal["linear", "text", "per_condition"] = "linear",
         text_head: Mapping[str, Any] | None = None,
+        head_classes: Mapping[str, int] | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -192,6 +196,12 @@ class SparseUNet(nn.Module):
                 raise ValueError("head='text' expected text_head={...} and a condition, got none. Give both.")
             if num_classes == len(text_head["classes"].get(condition, ())):
                 self.head = TextAlignedHead(self.num_features, **text_head)
+        if head == "per_condition" and num_classes > 0:
+            if head_classes is None or condition is None:
+                raise ValueError("head='per_condition' expected head_classes={...} and a condition. Give both.")
+            if num_classes == head_classes.get(condition):
+                self.head = ConditionHeads(self.num_features, head_classes)
+                self.head.apply(_init_weights)
         stages = [("stem", 1), *((f"enc.{i}", 2 ** (i + 1)) for i in range(NUM_STAGES))]
         stages += [(f"dec.{i}", 2 ** (NUM_STAGES - 1 - i)) for i in range(NUM_STAGES)]
         self.feature_info = [
@@ -216,12 +226,12 @@ class SparseUNet(nn.Module):
         """Logits (N, num_classes) of features (N, num_features); the features where `pre_logits` or without a head."""
         if pre_logits:
             return features.feat
-        if not isinstance(self.head, TextAlignedHead):
+        if not isinstance(self.head, TextAlignedHead | ConditionHeads):
             return self.head(features.feat)
         condition = features.condition if features.condition is not None else self.condition
         if not isinstance(condition, str):
             raise ValueError(
-                f"A text-aligned head expected one condition for the batch, got {condition}: the number of classes "
+                f"Classes per condition expected one condition for the batch, got {condition}: their number "
                 "differs between conditions. Pass scenes of one condition at a time."
             )
         return self.head(features.feat, condition)

@@ -159,7 +159,6 @@ def write_segmentation_views(
     """
     xyz, guess, label = np.asarray(coord, dtype=np.float64), np.asarray(prediction), np.asarray(truth)
     _check_labels(xyz, guess, label, names)
-    keep = np.linspace(0, len(xyz) - 1, min(len(xyz), max_points)).astype(np.int64)
     palette = np.concatenate([class_palette(len(names)), [UNLABELLED]]).astype(np.uint8)
     right = np.where(label < 0, 2, (guess != label).astype(np.int64))
     images = {
@@ -168,16 +167,9 @@ def write_segmentation_views(
         "Prediction": palette[np.where(guess < 0, len(names), guess)],
         "Error": np.array([CORRECT, WRONG, UNLABELLED], np.uint8)[right],
     }
-    images = {header: image[keep] for header, image in images.items() if image is not None}
-    size = (tile_width, round(0.75 * tile_width))
-    facing = None if normal is None else np.asarray(normal, dtype=np.float64)[keep]
-    rows = []
-    for camera in orbit_cameras(xyz[keep], count=num_views, image_size=(size[1], size[0])):
-        seen = slice(None)
-        if facing is not None:
-            seen = ((camera.cam_to_world[:3, 3] - xyz[keep]) * facing).sum(-1) >= 0
-        drawn = [splat_points(xyz[keep][seen], image[seen], camera, point_size=point_size) for image in images.values()]
-        rows.append([Tile(image, size) for image, _ in drawn])
+    images = {header: image for header, image in images.items() if image is not None}
+    options = {"num_views": num_views, "tile_width": tile_width, "point_size": point_size, "max_points": max_points}
+    rows = orbit_rows(xyz, list(images.values()), normal, **options)
     labelled = label >= 0
     share = float((guess == label)[labelled].mean()) if labelled.any() else math.nan
     rows[-1][-1].caption = f"{100 * share:.1f} % right" if labelled.any() else "no labels"
@@ -185,6 +177,31 @@ def write_segmentation_views(
     chips = [(str(names[index]), _color(palette[index])) for index in present]
     chips += [("wrong", WRONG), ("not labelled", UNLABELLED)]
     return save_grid(Grid(list(images), rows, title, chips=chips), path)
+
+
+def orbit_rows(
+    coord: NDArray[Any],
+    colorings: Sequence[NDArray[Any]],
+    normal: ArrayLike | None = None,
+    *,
+    num_views: int = 2,
+    tile_width: int = 420,
+    point_size: float = 0.07,
+    max_points: int = 200_000,
+) -> list[list[Tile]]:
+    """Pictures of a cloud (N, 3) from a few sides, one column per colouring (N, 3); see `write_segmentation_views`."""
+    keep = np.linspace(0, len(coord) - 1, min(len(coord), max_points)).astype(np.int64)
+    xyz, images = coord[keep], [image[keep] for image in colorings]
+    size = (tile_width, round(0.75 * tile_width))
+    facing = None if normal is None else np.asarray(normal, dtype=np.float64)[keep]
+    rows = []
+    for camera in orbit_cameras(xyz, count=num_views, image_size=(size[1], size[0])):
+        seen = slice(None)
+        if facing is not None:
+            seen = ((camera.cam_to_world[:3, 3] - xyz) * facing).sum(-1) >= 0
+        drawn = [splat_points(xyz[seen], image[seen], camera, point_size=point_size) for image in images]
+        rows.append([Tile(image, size) for image, _ in drawn])
+    return rows
 
 
 # Contents of the columns

@@ -2,6 +2,8 @@
 
 from .base import TensorStruct as TensorStruct
 from .cameras import Cameras as Cameras
+from .instances import Instances as Instances
+from .instances import PointLabels as PointLabels
 from .points import PointBatch as PointBatch
 from .rays import FieldOutput as FieldOutput
 from .rays import RayBundle as RayBundle

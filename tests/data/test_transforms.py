@@ -38,6 +38,7 @@ from ponder_zoo.data.transforms import (
     SphereCrop,
     axis_rotation,
     grid_fragments,
+    instance_train_transforms,
     pretrain_transforms,
     segmentation_test_transforms,
     segmentation_train_transforms,
@@ -328,3 +329,20 @@ def test_bad_coordinates_name_the_scene(room: Scene) -> None:
     coord[3, 1] = np.nan
     with pytest.raises(ValueError, match=r"'room'.*NaN"):
         GridSample()(replace(room, coord=coord), np.random.default_rng(0))
+
+
+def test_fine_tuning_pipelines_are_the_official_ones():
+    def described(pipeline):
+        return [(type(t).__name__, {f.name: getattr(t, f.name) for f in fields(t)}) for t in pipeline.transforms]
+
+    segment = described(segmentation_train_transforms(crop_ratio=0.6))
+    instances = described(instance_train_transforms())
+    names = ["CenterShift", "RandomDropout", *["RandomRotate"] * 3, "RandomScale", "RandomFlip", "RandomJitter"]
+    names += ["ElasticDistortion", "ChromaticAutoContrast", "ChromaticTranslation", "ChromaticJitter", "GridSample"]
+    assert [name for name, _ in segment] == [*names, "SphereCrop", "CenterShift", "ShufflePoint"]
+    assert [name for name, _ in instances] == [*names, "SphereCrop"]
+    values = [(dict(segment)[name], dict(instances)[name]) for name in ("RandomDropout", "ChromaticTranslation")]
+    assert [(a["p"], b["p"]) for a, b in values] == [(0.2, 0.5), (0.95, 0.95)]
+    assert (values[0][0]["ratio"], values[1][0]["ratio"], values[1][1]["ratio"]) == (0.2, 0.05, 0.1)
+    assert (dict(segment)["SphereCrop"]["ratio"], dict(instances)["SphereCrop"]["ratio"]) == (0.6, 0.8)
+    assert "ShufflePoint" not in dict(described(segmentation_train_transforms(shuffle=False)))

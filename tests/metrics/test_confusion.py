@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ponder_zoo.metrics.segmentation import ConfusionMatrix, score_table
+from ponder_zoo.metrics.segmentation import ConfusionMatrix, add_confusions, score_table
 
 
 def test_scores_are_the_official_ones(shared_dir):
@@ -61,3 +61,14 @@ def test_the_table_names_every_class_and_both_means():
     assert "| wall        |  50.0 | 100.0 |         1 |" in table
     assert "| chair       |     - |     - |         0 |" in table
     assert "| mean of all |  33.3 |" in table and "| present     |  50.0 |" in table
+
+
+def test_folds_are_summed_and_not_averaged():
+    names = ["ceiling", "floor"]
+    first, second = ConfusionMatrix(2), ConfusionMatrix(2)
+    first.update(torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 0, 1]))  # IoU 1, 1
+    second.update(torch.tensor([1]), torch.tensor([0]))  # IoU 0, 0
+    folds = [json.loads(json.dumps(fold.dump(names))) for fold in (first, second)]
+    assert add_confusions(folds).compute()["iou"] == pytest.approx([3 / 4, 1 / 2])
+    with pytest.raises(ValueError, match="same classes"):
+        add_confusions([first.dump(names), second.dump(["ceiling", "wall"])])

@@ -1,0 +1,42 @@
+"""Submission files, read back as the server reads them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ponder_zoo.data.submission import SCANNET20_IDS, benchmark_ids, write_instances, write_semantic
+from ponder_zoo.structures import Instances
+
+
+def test_semantic_files_hold_one_id_per_vertex(tmp_path):
+    label = np.array([0, 19, 12, 1])
+    write_semantic(tmp_path, "scene0707_00", label, SCANNET20_IDS)
+    assert np.loadtxt(tmp_path / "scene0707_00.txt", dtype=int).tolist() == [1, 39, 14, 2]
+
+
+def test_instance_files_are_masks_with_class_and_score(tmp_path):
+    found = Instances(torch.tensor([4, 0, 2]), torch.tensor([2, 3]), torch.tensor([2, 19]), torch.tensor([0.5, 0.25]))
+    write_instances(tmp_path, "scene0707_00", found, 6, SCANNET20_IDS)
+    lines = [line.split() for line in (tmp_path / "scene0707_00.txt").read_text().splitlines()]
+    assert [(int(label), float(score)) for _, label, score in lines] == [(3, 0.5), (39, 0.25)]
+    masks = [np.loadtxt(tmp_path / name, dtype=int).tolist() for name, _, _ in lines]
+    assert masks == [[1, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0]]
+    empty = Instances(*(torch.zeros(0, dtype=torch.int64) for _ in range(3)), torch.zeros(0))
+    write_instances(tmp_path, "scene0708_00", empty, 6, SCANNET20_IDS)
+    assert (tmp_path / "scene0708_00.txt").read_text() == ""
+
+
+def test_ids_are_the_data_set_s_own_or_those_of_20_classes(shared_dir):
+    class Set:
+        classes = ("a",) * 20
+
+    from ponder_zoo.data.labelled import LabelledScans
+
+    assert benchmark_ids(Set()) == SCANNET20_IDS
+    assert LabelledScans(shared_dir / "data/indoor/scannet_labelled", normals=False).nyu40_ids == list(SCANNET20_IDS)
+    Set.benchmark_ids = [5, 6]
+    assert benchmark_ids(Set()) == (5, 6)
+    with pytest.raises(ValueError, match="13 classes"):
+        benchmark_ids(type("S3DIS", (), {"classes": ("a",) * 13}))
