@@ -30,7 +30,7 @@ from ponder_zoo.data.motion import move_scene
 from ponder_zoo.data.pretrain import PretrainDataset
 from ponder_zoo.data.scene import Scene
 from ponder_zoo.data.transforms import CenterShift, axis_rotation, grid_fragments
-from ponder_zoo.metrics.render import mean_scores, view_scores
+from ponder_zoo.metrics.render import class_scores, mean_scores, view_scores
 from ponder_zoo.metrics.segmentation import ConfusionMatrix, score_table
 from ponder_zoo.render.image import render_image
 from ponder_zoo.report.pca import pca_rgb
@@ -113,11 +113,16 @@ def render_views(
                 image = render_image(ponder.renderer, volume, K, pose, size, stride=stride)  # type: ignore[arg-type]
                 rgb = views.color[v, ::stride, ::stride].astype(np.float32) / 255.0
                 depth = views.depth[v, ::stride, ::stride]
-                rendered = {name: value.float().cpu() for name, value in image.items()}
+                rendered = {name: value.float().cpu() for name, value in image.items() if name != "semantic"}
+                scores = view_scores(
+                    rendered["rgb"], rendered["depth"], torch.from_numpy(rgb), torch.from_numpy(depth.copy())
+                )
+                classes, segment = rendered_classes(ponder, item.points, image), None
+                if classes is not None and views.segment is not None:
+                    segment = views.segment[v, ::stride, ::stride]
+                    scores |= class_scores(classes, torch.from_numpy(segment.copy()))
                 yield (
-                    view_scores(
-                        rendered["rgb"], rendered["depth"], torch.from_numpy(rgb), torch.from_numpy(depth.copy())
-                    ),
+                    scores,
                     PreviewView(
                         rgb,
                         rendered["rgb"].clamp(0, 1).numpy(),
@@ -130,8 +135,19 @@ def render_views(
                         scene.coord,
                         scene.color,
                         scene.name,
+                        segment,
+                        None if segment is None else classes,
+                        data.classes,
                     ),
                 )
+
+
+def rendered_classes(ponder: nn.Module, points: pz.PointBatch, image: dict[str, Tensor]) -> Tensor | None:
+    """The class whose embedding is nearest to the rendered semantics (H, W, D), if the model was trained on classes."""
+    table = ponder.class_table(points)  # type: ignore[operator]
+    if "semantic" not in image or table is None or len(table) == 0:
+        return None
+    return (image["semantic"].float() @ table.T.float()).argmax(-1).cpu()
 
 
 def show_views(

@@ -22,13 +22,15 @@ from typing import Any, Literal
 
 import torch
 from evaluate import show_views, view_sets, write_features
+from torch import Tensor
 
 import ponder_zoo as pz
-from ponder_zoo.data.catalog import DataConfig, open_views, pretrain_dataset
+from ponder_zoo.data.catalog import DataConfig, Source, open_views, pretrain_dataset
 from ponder_zoo.data.collate import PretrainCollate
 from ponder_zoo.data.pretrain import PretrainDataset
+from ponder_zoo.data.semantics import ClassEmbeddings, SemanticConfig, embed_classes
 from ponder_zoo.layers.sync_norm import freeze_norms, set_norm_momentum, synchronize_batch_norm
-from ponder_zoo.losses.render import RenderLossWeights, render_loss
+from ponder_zoo.losses.render import RenderLossWeights, point_loss, render_loss
 from ponder_zoo.report.html import write_report
 from ponder_zoo.report.previews import preview_path
 from ponder_zoo.report.run_files import write_eval, write_run_info
@@ -80,6 +82,8 @@ class Config:
     target_views: int = 5  # views of a room to render
     rays_per_view: int = 96
     loss: RenderLossWeights = field(default_factory=RenderLossWeights)
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)
+    ppt_loss_weight: float = 0.0  # of telling points apart by class embeddings, where points have labels
 
     max_steps: int = 550  # of the optimizer, for the whole run
     stop_step: int | None = None  # save and stop there, at the end of a time slot; the schedule stays that of max_steps
@@ -109,29 +113,54 @@ class Config:
     log_with: str | None = None  # further trackers of Accelerate: tensorboard, wandb, trackio, ...
 
 
-def training_sets(cfg: Config) -> list[PretrainDataset]:
+def training_sets(cfg: Config, sources: list[Source] | None = None) -> list[PretrainDataset]:
     options = {key: getattr(cfg, key) for key in ("volume_shape", "rays_per_view", "input_views", "target_views")}
     options |= {key: getattr(cfg, key) for key in ("grid_size", "dropout", "margin", "recolor")}
-    sources = enumerate(open_views(cfg.data, "train"))
-    return [pretrain_dataset(source, "train", seed=cfg.seed + 1000 * number, **options) for number, source in sources]
+    return [
+        pretrain_dataset(source, "train", seed=cfg.seed + 1000 * number, **options)
+        for number, source in enumerate(open_views(cfg.data, "train") if sources is None else sources)
+    ]
 
 
-def build_model(cfg: Config) -> torch.nn.Module:
+def build_model(cfg: Config, classes: ClassEmbeddings | None = None) -> torch.nn.Module:
     names = ("volume_channels", "unet_channels", "unet_shortcut", "mask_ratio", "mask_block")
     options = {name: getattr(cfg, name) for name in names}
     encoder_args = {"grid_size": cfg.grid_size} | cfg.encoder_args
+    renderer_args = cfg.renderer_args
+    if classes is not None:
+        options["head"], renderer_args = classes.head, renderer_args | {"semantic_dim": classes.table.shape[1]}
     ponder = pz.create_pretrainer(
-        cfg.encoder, cfg.renderer, encoder_args=encoder_args, renderer_args=cfg.renderer_args, **options
+        cfg.encoder, cfg.renderer, encoder_args=encoder_args, renderer_args=renderer_args, **options
     )
+    if classes is not None:
+        ponder.head.class_embedding.copy_(classes.table)  # type: ignore[union-attr, operator]
     ponder.encoder.set_grad_checkpointing(cfg.grad_checkpointing)  # type: ignore[operator]
     return set_norm_momentum(synchronize_batch_norm(ponder), cfg.norm_momentum)
+
+
+def embed(cfg: Config, sources: list[Source]) -> ClassEmbeddings | None:
+    if cfg.semantic.targets != "labels":
+        return None
+    default = pz.get_pretrained_cfg(cfg.encoder).condition if pz.is_model(cfg.encoder) else None
+    return embed_classes(cfg.semantic, sources, condition=cfg.encoder_args.get("condition", default))
+
+
+def compute_losses(ponder: Any, output: pz.RenderOutput, batch: pz.PretrainBatch, cfg: Config) -> dict[str, Tensor]:
+    """All terms, weighted. Means are over the rays and points of all processes."""
+    shared: dict[str, Any] = {"average_count": mean_over_processes}
+    table = ponder.class_table(batch.scene.points)
+    losses = render_loss(output, batch.targets, batch.rays, cfg.loss, class_embeddings=table, **shared)
+    if output.logits is not None and batch.segment is not None:
+        losses["ppt"] = cfg.ppt_loss_weight * point_loss(output.logits, batch.segment, **shared)
+    return losses
 
 
 def main(cfg: Config) -> None:
     accelerator = start_run(cfg)
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
-    sets, views = training_sets(cfg), view_sets(cfg)
-    ponder = build_model(cfg).to(device, torch.float64 if cfg.float64 else None)
+    sources, views = open_views(cfg.data, "train"), view_sets(cfg)
+    sets = training_sets(cfg, sources)
+    ponder = build_model(cfg, embed(cfg, sources)).to(device, torch.float64 if cfg.float64 else None)
     optimizer, schedule, ema, trained, state = make_training(ponder, cfg)
     sampler = make_sampler(sets, cfg, accelerator)
     start = resume_run(cfg, state, sampler, device)
@@ -163,8 +192,8 @@ def main(cfg: Config) -> None:
             batch = batch.map(lambda x: x.double() if x.is_floating_point() else x) if cfg.float64 else batch
             freeze_norms(ponder, step >= cfg.norm_freeze * cfg.max_steps)
             with accelerator.accumulate(model):
-                output = model(batch.scene, batch.rays)
-                losses = render_loss(output, batch.targets, batch.rays, cfg.loss, average_count=mean_over_processes)
+                output = model(batch.scene, batch.rays, logits=cfg.ppt_loss_weight > 0.0)
+                losses = compute_losses(ponder, output, batch, cfg)
                 guard.watch(losses)
                 accelerator.backward(sum(losses.values()))  # every entry counts; metrics live elsewhere
                 sums = {key: sums.get(key, 0.0) + loss.detach() / cfg.accumulate for key, loss in losses.items()}

@@ -102,6 +102,11 @@ class PretrainDataset:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in label order; empty without labels."""
+        return tuple(getattr(getattr(self.source, "scenes", self.source), "classes", ()))
+
     def __getitem__(self, key: Key) -> PretrainItem:
         epoch, index = split_key(key, len(self))
         rng = item_rng(self.seed, epoch, index)
@@ -112,7 +117,8 @@ class PretrainDataset:
             scene.views, pixels, bounds, rays_per_view=self.rays_per_view, near=self.near, name=scene.name
         )
         scene_input = collate_scenes([replace(scene, inverse=None)], [bounds], self.volume_shape, points=self.points)
-        return PretrainItem(scene.name, scene_input, rays, targets)
+        segment = None if scene.segment is None else torch.from_numpy(scene.segment.astype(np.int64))
+        return PretrainItem(scene.name, scene_input, rays, targets, segment)
 
     def prepare(self, key: Key) -> tuple[Scene, Array]:
         """The augmented scene of an item, with its target views, and the bounds (2, 3) of its volume: for previews."""

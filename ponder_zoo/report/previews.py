@@ -30,6 +30,8 @@ COLUMNS = (
     "Depth error",
     "Reference normal",
     "Rendered normal",
+    "Reference classes",
+    "Rendered classes",
 )
 RGB_ERROR_RANGE = 0.4  # mean absolute difference of colours in [0, 1] that gets the brightest colour
 
@@ -52,6 +54,9 @@ class PreviewView:
     points_coord: ArrayLike | None = None  # (N, 3) metres, what the encoder saw
     points_color: ArrayLike | None = None  # (N, 3) in 0-255
     name: str = ""
+    reference_segment: ArrayLike | None = None  # (h, w) class index, negative = unlabelled
+    rendered_segment: ArrayLike | None = None  # (h, w) class index
+    class_names: Sequence[str] = ()  # in order of the indices
 
 
 def preview_path(run_dir: str | os.PathLike[str], step: int, name: str = "views") -> Path:
@@ -86,8 +91,9 @@ def write_view_grid(
     """Write one PNG with a row per view and a labelled column per kind of image; columns nobody has are left out.
 
     Columns: input points (drawn from that view's camera), reference and rendered colour, colour error, reference and
-    rendered depth, depth error, reference and rendered normal. All depth images share one scale that depends on the
-    references only, so pictures of different steps can be compared; the scales are drawn below.
+    rendered depth, depth error, reference and rendered normal, reference and rendered classes. All depth images share
+    one scale that depends on the references only, so pictures of different steps can be compared; the scales are drawn
+    below.
 
     Args:
         path: the file to write; its folder is made if needed.
@@ -118,7 +124,8 @@ def write_view_grid(
     }
     bars = [scales[header] for header, _ in shown if header in scales]
     bars += [Bar("Nothing known", None, "", "")] if bars else []
-    grid = Grid([header for header, _ in shown], rows, title, bars=bars)
+    chips = [*_class_chips(views), ("not labelled", UNLABELLED)] if "Rendered classes" in dict(shown) else []
+    grid = Grid([header for header, _ in shown], rows, title, bars=bars, chips=chips)
     return save_grid(grid, path)
 
 
@@ -253,6 +260,17 @@ def _view_columns(views: Sequence[PreviewView], scale: _DepthScale, point_size: 
         value = psnr(view.rendered_rgb, view.reference_rgb)
         return Tile(_byte_rgb(view.rendered_rgb), size, f"PSNR {value:.1f} dB", bold=True)
 
+    def classes(value: ArrayLike | None, view: PreviewView, size: tuple[int, int], *, rendered: bool) -> Tile:
+        if value is None:
+            return _blank(size)
+        index, label = np.asarray(value), np.asarray(view.reference_segment)
+        palette = np.array([*(colors[name] for name in view.class_names), UNLABELLED], np.uint8)
+        tile = Tile(palette[np.where(index < 0, len(palette) - 1, index)], size, bold=rendered)
+        if rendered and (label >= 0).any():
+            tile.caption = f"{100 * float((index == label)[label >= 0].mean()):.0f} % right"
+        return tile
+
+    colors = _class_colors(views)
     some = {name: any(getattr(view, name) is not None for view in views) for name in PreviewView.__dataclass_fields__}
     drawn: list[tuple[_Draw, Any]] = [  # how to draw each of COLUMNS, and whether there is something to draw
         (input_points, some["points_coord"] and some["camera"]),
@@ -264,8 +282,26 @@ def _view_columns(views: Sequence[PreviewView], scale: _DepthScale, point_size: 
         (depth_error, some["reference_depth"]),
         (reference_normal, some["reference_normal"]),
         (rendered_normal, some["rendered_normal"]),
+        (lambda view, size: classes(view.reference_segment, view, size, rendered=False), some["reference_segment"]),
+        (lambda view, size: classes(view.rendered_segment, view, size, rendered=True), some["reference_segment"]),
     ]
     return [(header, draw) for header, (draw, wanted) in zip(COLUMNS, drawn, strict=True) if wanted]
+
+
+def _class_colors(views: Sequence[PreviewView]) -> dict[str, tuple[int, int, int]]:
+    """A colour for each class name: views with other label spaces share those of the names that they share."""
+    names = dict.fromkeys(name for view in views for name in view.class_names)
+    return {name: _color(row) for name, row in zip(names, class_palette(len(names)), strict=True)}
+
+
+def _class_chips(views: Sequence[PreviewView]) -> list[tuple[str, tuple[int, int, int]]]:
+    """The legend of the classes that occur."""
+    present: set[str] = set()
+    for view in views:
+        for image in (view.reference_segment, view.rendered_segment):
+            index = np.unique(np.asarray(-1 if image is None else image))
+            present |= {view.class_names[i] for i in index[index >= 0]}
+    return [(name, color) for name, color in _class_colors(views).items() if name in present]
 
 
 def _blank(size: tuple[int, int]) -> Tile:
@@ -326,7 +362,8 @@ def _centimetres(value: float) -> str:
 
 def _check_view(view: PreviewView, index: int) -> None:
     size = np.asarray(view.reference_rgb).shape[:2]
-    for name in ("rendered_rgb", "rendered_depth", "reference_depth", "rendered_normal", "reference_normal", "opacity"):
+    images = ("rendered_rgb", "rendered_depth", "reference_depth", "rendered_normal", "reference_normal", "opacity")
+    for name in (*images, "reference_segment", "rendered_segment"):
         value = getattr(view, name)
         if value is None:
             continue

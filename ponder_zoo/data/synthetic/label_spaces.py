@@ -15,7 +15,7 @@ from .sensor import SensorName
 
 
 class LabelSpace(NamedTuple):
-    """How objects are labelled, first by their own name, then by their ScanNet class; and how such a set is recorded."""
+    """How objects are labelled: by their own name, then by their ScanNet class; and how such a set is recorded."""
 
     seed: int  # of the rooms, so that no two sets share one
     sensor: SensorName  # the kind of camera behind the real data set
