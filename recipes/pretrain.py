@@ -11,6 +11,7 @@ report.html. A run that was stopped goes on where it was if started again with t
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shlex
@@ -28,7 +29,7 @@ import ponder_zoo as pz
 from ponder_zoo.data.catalog import DataConfig, Source, open_views, pretrain_dataset
 from ponder_zoo.data.collate import PretrainCollate
 from ponder_zoo.data.pretrain import PretrainDataset
-from ponder_zoo.data.semantics import ClassEmbeddings, SemanticConfig, embed_classes
+from ponder_zoo.data.semantics import SemanticConfig, Semantics, make_semantics
 from ponder_zoo.layers.sync_norm import freeze_norms, set_norm_momentum, synchronize_batch_norm
 from ponder_zoo.losses.render import RenderLossWeights, point_loss, render_loss
 from ponder_zoo.report.html import write_report
@@ -44,6 +45,7 @@ from ponder_zoo.train.optim import ScheduleName
 from ponder_zoo.train.run import command_line, make_loader, make_sampler, make_training, resume_run, start_run
 
 logger = logging.getLogger("ponder_zoo.recipes.pretrain")
+NOTHING = Semantics()
 
 
 @dataclass(frozen=True)
@@ -113,36 +115,46 @@ class Config:
     log_with: str | None = None  # further trackers of Accelerate: tensorboard, wandb, trackio, ...
 
 
-def training_sets(cfg: Config, sources: list[Source] | None = None) -> list[PretrainDataset]:
+def training_sets(
+    cfg: Config, sources: list[Source] | None = None, semantics: Semantics = NOTHING
+) -> list[PretrainDataset]:
     options = {key: getattr(cfg, key) for key in ("volume_shape", "rays_per_view", "input_views", "target_views")}
     options |= {key: getattr(cfg, key) for key in ("grid_size", "dropout", "margin", "recolor")}
+    options["image_features"] = semantics.features
     return [
         pretrain_dataset(source, "train", seed=cfg.seed + 1000 * number, **options)
         for number, source in enumerate(open_views(cfg.data, "train") if sources is None else sources)
     ]
 
 
-def build_model(cfg: Config, classes: ClassEmbeddings | None = None) -> torch.nn.Module:
+def build_model(cfg: Config, semantics: Semantics = NOTHING) -> torch.nn.Module:
     names = ("volume_channels", "unet_channels", "unet_shortcut", "mask_ratio", "mask_block")
-    options = {name: getattr(cfg, name) for name in names}
+    options = {name: getattr(cfg, name) for name in names} | {"head": semantics.head}
     encoder_args = {"grid_size": cfg.grid_size} | cfg.encoder_args
-    renderer_args = cfg.renderer_args
-    if classes is not None:
-        options["head"], renderer_args = classes.head, renderer_args | {"semantic_dim": classes.table.shape[1]}
+    renderer_args = cfg.renderer_args | ({} if semantics.dim is None else {"semantic_dim": semantics.dim})
     ponder = pz.create_pretrainer(
         cfg.encoder, cfg.renderer, encoder_args=encoder_args, renderer_args=renderer_args, **options
     )
-    if classes is not None:
-        ponder.head.class_embedding.copy_(classes.table)  # type: ignore[union-attr, operator]
+    if semantics.table is not None:
+        ponder.head.class_embedding.copy_(semantics.table)  # type: ignore[union-attr, operator]
     ponder.encoder.set_grad_checkpointing(cfg.grad_checkpointing)  # type: ignore[operator]
     return set_norm_momentum(synchronize_batch_norm(ponder), cfg.norm_momentum)
 
 
-def embed(cfg: Config, sources: list[Source]) -> ClassEmbeddings | None:
-    if cfg.semantic.targets != "labels":
-        return None
+def prepare_semantics(cfg: Config, sources: list[Source], accelerator: Any) -> Semantics:
+    """Embeddings of classes or images; what takes long is computed once and cached, images by all processes."""
+    weights = {"ppt_loss_weight": cfg.ppt_loss_weight}
+    weights |= {"loss.semantic": cfg.loss.semantic, "loss.feature": cfg.loss.feature}
     default = pz.get_pretrained_cfg(cfg.encoder).condition if pz.is_model(cfg.encoder) else None
-    return embed_classes(cfg.semantic, sources, condition=cfg.encoder_args.get("condition", default))
+    condition = cfg.encoder_args.get("condition", default)
+    with accelerator.main_process_first():
+        semantics = make_semantics(cfg.semantic, sources, weights=weights, condition=condition)
+    if semantics.features is not None:
+        scenes = (source[index] for source in sources for index in range(len(source)))
+        share = itertools.islice(scenes, accelerator.process_index, None, accelerator.num_processes)
+        semantics.features.prepare(share, accelerator.device)
+        accelerator.wait_for_everyone()
+    return semantics
 
 
 def compute_losses(ponder: Any, output: pz.RenderOutput, batch: pz.PretrainBatch, cfg: Config) -> dict[str, Tensor]:
@@ -159,8 +171,9 @@ def main(cfg: Config) -> None:
     accelerator = start_run(cfg)
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
     sources, views = open_views(cfg.data, "train"), view_sets(cfg)
-    sets = training_sets(cfg, sources)
-    ponder = build_model(cfg, embed(cfg, sources)).to(device, torch.float64 if cfg.float64 else None)
+    semantics = prepare_semantics(cfg, sources, accelerator)
+    sets = training_sets(cfg, sources, semantics)
+    ponder = build_model(cfg, semantics).to(device, torch.float64 if cfg.float64 else None)
     optimizer, schedule, ema, trained, state = make_training(ponder, cfg)
     sampler = make_sampler(sets, cfg, accelerator)
     start = resume_run(cfg, state, sampler, device)

@@ -20,6 +20,7 @@ from .checks import check_scene
 from .collate import PointCollate, PretrainItem, collate_scenes
 from .features import OFFICIAL_COLUMNS
 from .grid import fit_grid
+from .image_features import ImageFeatures, look_up
 from .sampler import Key, item_rng, split_key
 from .scene import Array, Scene, Views
 from .segmentation import SceneSource
@@ -54,6 +55,7 @@ class PretrainDataset:
         near: metres in front of a camera where rays start.
         seed: with the epoch and the index it decides everything that is drawn.
         max_extent: metres; see `check_scene`.
+        image_features: gives the targets of rendered features.
 
     Items are taken by index (epoch 0) or by (epoch, index), which `EpochSampler` yields.
     """
@@ -77,6 +79,7 @@ class PretrainDataset:
         near: float = 0.05,
         seed: int = 0,
         max_extent: float = 100.0,
+        image_features: ImageFeatures | None = None,
     ) -> None:
         if rays_per_view < 1 or targets not in ("any", "unseen") or (targets == "unseen" and input_views is None):
             raise ValueError(
@@ -98,6 +101,7 @@ class PretrainDataset:
         self.near = near
         self.seed = seed
         self.max_extent = max_extent
+        self.image_features = image_features
 
     def __len__(self) -> int:
         return len(self.source)
@@ -167,7 +171,10 @@ class PretrainDataset:
                 )
         chosen = candidates if self.target_views is None else _draw(candidates, self.target_views, rng)
         assert scene.views is not None
-        return replace(scene, views=select_views(scene.views, chosen))
+        views = select_views(scene.views, chosen)
+        if self.image_features is not None:  # of the images as they were taken, before any change of their colours
+            views = replace(views, feature=self.image_features.maps(views.color))
+        return replace(scene, views=views)
 
 
 @dataclass(frozen=True)
@@ -237,6 +244,9 @@ def make_rays(
         depth=batched(depth),
         normal=None if views.normal is None else torch.from_numpy(views.normal[picked].astype(np.float32))[None],
         segment=None if views.segment is None else torch.from_numpy(views.segment[picked].astype(np.int64))[None],
+        feature=None
+        if views.feature is None
+        else torch.from_numpy(look_up(views.feature, *picked, views.depth.shape[1:]))[None],
     )
     return rays, targets
 

@@ -146,5 +146,4 @@ def _read(file: Path) -> Tensor | None:
 def _write(file: Path, embedding: Tensor) -> None:
     from safetensors.torch import save
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, save({"embedding": embedding.contiguous()}))
