@@ -129,7 +129,7 @@ def training_sets(
 
 def build_model(cfg: Config, semantics: Semantics = NOTHING) -> torch.nn.Module:
     names = ("volume_channels", "unet_channels", "unet_shortcut", "mask_ratio", "mask_block")
-    options = {name: getattr(cfg, name) for name in names} | {"head": semantics.head}
+    options: dict[str, Any] = {name: getattr(cfg, name) for name in names} | {"head": semantics.head}
     encoder_args = {"grid_size": cfg.grid_size} | cfg.encoder_args
     renderer_args = cfg.renderer_args | ({} if semantics.dim is None else {"semantic_dim": semantics.dim})
     ponder = pz.create_pretrainer(

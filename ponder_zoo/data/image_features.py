@@ -55,7 +55,8 @@ class ImageFeatures:
     def __init__(
         self, model: str, *, weights: Weights = "pretrained", dim: int | None = None, cache: str | Path
     ) -> None:
-        self.model, self.weights, self.dim = model, weights, dim
+        self.model, self.dim = model, dim
+        self.weights: Weights = weights
         self.cache = Path(cache).expanduser()
         self.channels = dim or 0  # D; known after `fit`
         self._backbone: ImageBackbone | None = None
@@ -160,6 +161,7 @@ def load_backbone(model: str, weights: Weights, device: torch.device | str = "cp
 
 def _load_timm(name: str, pretrained: bool, device: torch.device) -> ImageBackbone:
     import timm
+    from timm.data import resolve_model_data_config
 
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}. Choose one of timm.list_models().")
@@ -169,7 +171,7 @@ def _load_timm(name: str, pretrained: bool, device: torch.device) -> ImageBackbo
         raise _unavailable(f"timm/{name}", error) from error
     if not hasattr(model, "forward_intermediates"):
         raise ValueError(f"timm's {name} has no `forward_intermediates`, which gives dense features. Choose another.")
-    config = timm.data.resolve_model_data_config(model)
+    config = resolve_model_data_config(model)
 
     def dense(image: Tensor) -> Tensor:
         return model.forward_intermediates(image, indices=1, norm=True, intermediates_only=True)[0]
@@ -184,7 +186,7 @@ def _load_open_clip(name: str, pretrained: bool, device: torch.device) -> ImageB
     if name not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {name!r}. Choose one of open_clip.list_models().")
     try:
-        weights = {"pretrained": tag, "require_pretrained": True} if pretrained else {"pretrained": None}
+        weights: dict[str, Any] = {"pretrained": tag, "require_pretrained": True} if pretrained else {}
         model: Any = open_clip.create_model(name, **weights).eval().to(device)
     except Exception as error:  # whatever the Hub's client raises
         raise _unavailable(f"open_clip/{name}:{tag}", error) from error
@@ -215,7 +217,7 @@ class _Projection:
     basis: NDArray[np.float32]  # (D, C) orthonormal rows
 
     def __call__(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        return (features - self.mean) @ self.basis.T
+        return ((features - self.mean) @ self.basis.T).astype(np.float32)
 
     @property
     def digest(self) -> str:

@@ -300,7 +300,7 @@ def _class_chips(views: Sequence[PreviewView]) -> list[tuple[str, tuple[int, int
     for view in views:
         for image in (view.reference_segment, view.rendered_segment):
             index = np.unique(np.asarray(-1 if image is None else image))
-            present |= {view.class_names[i] for i in index[index >= 0]}
+            present |= {view.class_names[int(i)] for i in index[index >= 0]}
     return [(name, color) for name, color in _class_colors(views).items() if name in present]
 
 
