@@ -134,7 +134,7 @@ def render_views(
                         Camera(views.intrinsics[v], views.cam_to_world[v], size),
                         scene.coord,
                         scene.color,
-                        scene.name,
+                        scene.name if scene.condition is None else f"{scene.condition}: {scene.name}",
                         segment,
                         None if segment is None else classes,
                         data.classes,

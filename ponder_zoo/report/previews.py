@@ -265,7 +265,10 @@ def _view_columns(views: Sequence[PreviewView], scale: _DepthScale, point_size: 
             return _blank(size)
         index, label = np.asarray(value), np.asarray(view.reference_segment)
         palette = np.array([*(colors[name] for name in view.class_names), UNLABELLED], np.uint8)
-        tile = Tile(palette[np.where(index < 0, len(palette) - 1, index)], size, bold=rendered)
+        image = palette[np.where(index < 0, len(palette) - 1, index)]
+        if rendered:
+            image[~_opaque(view)] = INVALID
+        tile = Tile(image, size, bold=rendered)
         if rendered and (label >= 0).any():
             tile.caption = f"{100 * float((index == label)[label >= 0].mean()):.0f} % right"
         return tile
@@ -289,8 +292,18 @@ def _view_columns(views: Sequence[PreviewView], scale: _DepthScale, point_size: 
 
 
 def _class_colors(views: Sequence[PreviewView]) -> dict[str, tuple[int, int, int]]:
-    """A colour for each class name: views with other label spaces share those of the names that they share."""
-    names = dict.fromkeys(name for view in views for name in view.class_names)
+    """A colour for each class name: views with other label spaces share those of the names that they share.
+
+    Names that occur in the references come first: of the palette's colours the first ones differ most.
+    """
+    seen = [
+        view.class_names[int(index)]
+        for view in views
+        if view.reference_segment is not None
+        for index in np.unique(view.reference_segment)
+        if index >= 0
+    ]
+    names = dict.fromkeys([*seen, *(name for view in views for name in view.class_names)])
     return {name: _color(row) for name, row in zip(names, class_palette(len(names)), strict=True)}
 
 

@@ -173,7 +173,7 @@ def test_classes_have_one_colour_per_name_in_all_label_spaces(tmp_path: Path) ->
     path = write_view_grid(
         tmp_path / "grid.png", [first, second], columns=("Reference classes", "Rendered classes"), tile_width=96
     )
-    wall_color, bed, desk = (tuple(row) for row in class_palette(3).tolist())  # names in order of appearance
+    wall_color, bed, desk = (tuple(row) for row in class_palette(3).tolist())  # what occurs in references comes first
     colors = colors_of(path)
     assert {wall_color, bed, UNLABELLED} <= colors and desk not in colors
     assert size_of(path)[0] == 2 * 28 + 2 * (96 + 10) - 10
