@@ -69,7 +69,8 @@ def test_the_official_ensemble_averages_prompts_of_other_classes() -> None:
         expected[group * K // T] += 1.0 / T
     torch.testing.assert_close(wrong[0], expected)
     assert wrong[0].nonzero()[:6, 0].tolist() == [0, 1, 3, 5, 6, 8]
-    assert (wrong.argmax(1) != torch.arange(K)).sum() > 30 and (wrong.norm(dim=1) < 0.5).all()
+    assert (wrong.norm(dim=1) < 0.5).all()
+    assert len(wrong.unique(dim=0)) == 12, "wall, floor and cabinet mix the same classes, and so do 11 more triples"
 
 
 def test_prompts_come_from_the_cache_which_knows_what_they_depend_on(
