@@ -170,9 +170,9 @@ def compute_losses(ponder: Any, output: pz.RenderOutput, batch: pz.PretrainBatch
 def main(cfg: Config) -> None:
     accelerator = start_run(cfg)
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
-    sources, views = open_views(cfg.data, "train"), view_sets(cfg)
+    sources = open_views(cfg.data, "train")
     semantics = prepare_semantics(cfg, sources, accelerator)
-    sets = training_sets(cfg, sources, semantics)
+    sets, views = training_sets(cfg, sources, semantics), view_sets(cfg, semantics.features)
     ponder = build_model(cfg, semantics).to(device, torch.float64 if cfg.float64 else None)
     optimizer, schedule, ema, trained, state = make_training(ponder, cfg)
     sampler = make_sampler(sets, cfg, accelerator)

@@ -32,6 +32,8 @@ COLUMNS = (
     "Rendered normal",
     "Reference classes",
     "Rendered classes",
+    "Reference features",
+    "Rendered features",
 )
 RGB_ERROR_RANGE = 0.4  # mean absolute difference of colours in [0, 1] that gets the brightest colour
 
@@ -57,6 +59,8 @@ class PreviewView:
     reference_segment: ArrayLike | None = None  # (h, w) class index, negative = unlabelled
     rendered_segment: ArrayLike | None = None  # (h, w) class index
     class_names: Sequence[str] = ()  # in order of the indices
+    reference_feature: ArrayLike | None = None  # (h, w, 3) features as colours in [0, 1]
+    rendered_feature: ArrayLike | None = None  # (h, w, 3)
 
 
 def preview_path(run_dir: str | os.PathLike[str], step: int, name: str = "views") -> Path:
@@ -91,7 +95,7 @@ def write_view_grid(
     """Write one PNG with a row per view and a labelled column per kind of image; columns nobody has are left out.
 
     Columns: input points (drawn from that view's camera), reference and rendered colour, colour error, reference and
-    rendered depth, depth error, reference and rendered normal, reference and rendered classes. All depth images share
+    rendered depth, depth error, reference and rendered normal, classes and features. All depth images share
     one scale that depends on the references only, so pictures of different steps can be compared; the scales are drawn
     below.
 
@@ -273,6 +277,14 @@ def _view_columns(views: Sequence[PreviewView], scale: _DepthScale, point_size: 
             tile.caption = f"{100 * float((index == label)[label >= 0].mean()):.0f} % right"
         return tile
 
+    def features(value: ArrayLike | None, view: PreviewView, size: tuple[int, int], *, rendered: bool) -> Tile:
+        if value is None:
+            return _blank(size)
+        image = _byte_rgb(value)
+        if rendered:
+            image[~_opaque(view)] = INVALID
+        return Tile(image, size, bold=rendered)
+
     colors = _class_colors(views)
     some = {name: any(getattr(view, name) is not None for view in views) for name in PreviewView.__dataclass_fields__}
     drawn: list[tuple[_Draw, Any]] = [  # how to draw each of COLUMNS, and whether there is something to draw
@@ -287,6 +299,8 @@ def _view_columns(views: Sequence[PreviewView], scale: _DepthScale, point_size: 
         (rendered_normal, some["rendered_normal"]),
         (lambda view, size: classes(view.reference_segment, view, size, rendered=False), some["reference_segment"]),
         (lambda view, size: classes(view.rendered_segment, view, size, rendered=True), some["reference_segment"]),
+        (lambda view, size: features(view.reference_feature, view, size, rendered=False), some["reference_feature"]),
+        (lambda view, size: features(view.rendered_feature, view, size, rendered=True), some["rendered_feature"]),
     ]
     return [(header, draw) for header, (draw, wanted) in zip(COLUMNS, drawn, strict=True) if wanted]
 
@@ -376,11 +390,12 @@ def _centimetres(value: float) -> str:
 def _check_view(view: PreviewView, index: int) -> None:
     size = np.asarray(view.reference_rgb).shape[:2]
     images = ("rendered_rgb", "rendered_depth", "reference_depth", "rendered_normal", "reference_normal", "opacity")
-    for name in (*images, "reference_segment", "rendered_segment"):
+    images += ("reference_segment", "rendered_segment", "reference_feature", "rendered_feature")
+    for name in images:
         value = getattr(view, name)
         if value is None:
             continue
-        channels = (3,) if name.endswith(("rgb", "normal")) else ()
+        channels = (3,) if name.endswith(("rgb", "normal", "feature")) else ()
         if np.shape(value) != (*size, *channels):
             raise ValueError(
                 f"Preview view {index}: expected `{name}` {(*size, *channels)} like `reference_rgb`, got "

@@ -103,7 +103,20 @@ def test_features_of_an_image_model_are_rendered_without_labels(run_recipe, pret
     assert "semantic" not in values[0] and "ppt" not in values[0]
     ponder = pz.create_pretrainer(f"local-dir:{tmp_path / 'run/export'}", pretrained=True)
     assert ponder.head is None and ponder.renderer.field.semantic_dim == 6
-    assert len(list((tmp_path / "cache/map").rglob("*.safetensors"))) == 2 * 5, "every image once"
+    scores = json.loads((tmp_path / "run/eval.json").read_text())["metrics"]
+    assert -1.0 < scores["feature_cosine"] < 1.0 and "class_accuracy" not in scores
+    maps = len(list((tmp_path / "cache/map").rglob("*.safetensors")))
+    assert maps == 2 * 5 + 2 * 2, "the images of two rooms, and two held-out views of two more, once each"
+
+
+def test_rooms_with_other_labels_than_a_run_knows_are_rendered_without_classes(run_recipe, pretrain_settings, tmp_path):
+    labels = ["semantic.targets=labels", "semantic.table=one-hot", "loss.semantic=0.1", "data.scenes=2"]
+    run = tmp_path / "run"
+    run_recipe("pretrain", *pretrain_settings, *labels, "data.name=synthetic:S3DIS", "max_steps=1", f"output={run}")
+    for name, known in (("synthetic:S3DIS", True), ("synthetic:ScanNet", False), ("synthetic", False)):
+        run_recipe("evaluate", f"run={run}", f"data.name={name}", "eval_views=2", f"output={tmp_path / name}")
+        scores = json.loads((tmp_path / name / "eval.json").read_text())["metrics"]
+        assert ("class_accuracy" in scores) == known and "psnr" in scores
 
 
 def one_step(settings: list[str], step: int) -> dict[str, dict[str, torch.Tensor]]:

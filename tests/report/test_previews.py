@@ -181,3 +181,14 @@ def test_classes_have_one_colour_per_name_in_all_label_spaces(tmp_path: Path) ->
     assert not {wall_color, bed} & colors_of(without)
     with pytest.raises(ValueError, match=r"`rendered_segment` \(6, 8\)"):
         write_view_grid(tmp_path / "x.png", [view(rendered_segment=np.zeros((2, 2), int))])
+
+
+def test_features_are_drawn_in_the_colours_they_come_with(tmp_path: Path) -> None:
+    first = np.zeros((H, W, 3))
+    first[..., 1] = 1.0
+    opacity = np.ones((H, W))
+    opacity[:, :4] = 0.0
+    made = view(reference_feature=first, rendered_feature=1.0 - first, opacity=opacity)
+    columns = ("Reference features", "Rendered features")
+    path = write_view_grid(tmp_path / "grid.png", [made], columns=columns, tile_width=96)
+    assert {(0, 255, 0), (255, 0, 255), INVALID} <= colors_of(path)
