@@ -161,7 +161,7 @@ def load_backbone(model: str, weights: Weights, device: torch.device | str = "cp
 
 def _load_timm(name: str, pretrained: bool, device: torch.device) -> ImageBackbone:
     import timm
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}. Choose one of timm.list_models().")

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # Settings that may differ when a run goes on. The data and the whole batch are compared with the checkpoint instead.
 FREE_KEYS = ("output", "resume", "stop_step", "log_", "keep", "save_every", "preview_every", "eval_", "votes", "split")
 FREE_KEYS += ("fragments", "batch_size", "accumulate", "init")
-FREE_KEYS += ("data.workers", "data.root", "data.cache", "data.val_scenes")
+FREE_KEYS += ("data.workers", "data.root", "data.cache", "data.val_scenes", "semantic.cache")
 
 
 class Training(NamedTuple):
