@@ -49,6 +49,7 @@ class RenderLossWeights:
     semantic_rule: Literal["classes", "rays"] = "classes"  # against the class table; official: against the other rays
     first_class: Literal["counts", "dropped"] = "counts"  # official: label 0 of rendered semantics is no label
     temperature: float = 0.01  # of the semantic logits
+    feature_rule: Literal["cosine", "squared"] = "cosine"  # 1 - cosine, or the mean square of the differences
 
     @classmethod
     def metres(cls) -> Self:
@@ -113,7 +114,7 @@ def render_loss(
             terms["semantic"] = lambda: semantic_loss(semantic, segment, known, weights, class_embeddings, mean)
         feature = targets.feature
         if weights.feature > 0.0 and feature is not None and semantic is not None:
-            terms["feature"] = lambda: feature_loss(semantic, feature, counted, mean)
+            terms["feature"] = lambda: feature_loss(semantic, feature, counted, weights, mean)
         zero = output.rgb.new_zeros((), dtype=torch.float32)
         return {
             name: getattr(weights, name) * term() if getattr(weights, name) != 0.0 else zero
@@ -193,11 +194,15 @@ def semantic_loss(
     return mean(_cross_entropy(predicted, row), known)
 
 
-def feature_loss(predicted: Tensor, target: Tensor, counted: Tensor, mean: Mean = masked_mean) -> Tensor:
-    """One minus the cosine of rendered and observed features, (B, R, D) each; a zero target is unknown."""
+def feature_loss(
+    predicted: Tensor, target: Tensor, counted: Tensor, weights: RenderLossWeights, mean: Mean = masked_mean
+) -> Tensor:
+    """How far rendered features are from observed ones, (B, R, D) each; a zero target is unknown."""
     predicted, target = _full(predicted), _full(target)
-    cosine = F.cosine_similarity(predicted, target, dim=-1)
-    return mean(1.0 - cosine, counted & (target.square().sum(-1) > 0))
+    known = counted & (target.square().sum(-1) > 0)
+    if weights.feature_rule == "squared":
+        return mean((predicted - target).square().mean(-1), known)
+    return mean(1.0 - F.cosine_similarity(predicted, target, dim=-1), known)
 
 
 def point_loss(logits: Tensor, segment: Tensor, *, average_count: Callable[[Tensor], Tensor] | None = None) -> Tensor:

@@ -136,6 +136,9 @@ def test_features_count_by_their_cosine_where_they_are_known() -> None:
     target = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])  # rendered: (2, 0) and (0, 2); the second is unknown
     losses = render_loss(output, dataclasses.replace(targets, feature=target), rays, weights)
     torch.testing.assert_close(losses["feature"], torch.tensor(2.0 * (1.0 - 0.6)))
+    squared = dataclasses.replace(weights, feature_rule="squared")
+    squared_losses = render_loss(output, dataclasses.replace(targets, feature=target), rays, squared)
+    torch.testing.assert_close(squared_losses["feature"], torch.tensor(2.0 * (1.0 + 16.0) / 2))
     assert "semantic" not in losses
 
 
