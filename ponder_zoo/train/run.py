@@ -55,7 +55,7 @@ def command_line(
     cfg = parse_config(cls, description=description, base=base)
     try:
         main(cfg)
-    except (ConfigError, CheckpointError, NonFiniteError) as error:
+    except (ConfigError, CheckpointError, NonFiniteError, ConnectionError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on from the last checkpoint") from None
