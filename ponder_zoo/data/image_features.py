@@ -204,8 +204,8 @@ def _load_open_clip(name: str, pretrained: bool, device: torch.device) -> ImageB
 
 def _unavailable(name: str, error: Exception) -> ConnectionError:
     return ConnectionError(
-        f"Cannot load the weights of {name}: {str(error).rstrip(' .')}. Run once with a connection (they stay in the Hub's cache), or "
-        "try things out with semantic.image_weights=random, an untrained model."
+        f"Cannot load the weights of {name}: {str(error).rstrip(' .')}. Run once with a connection (they stay in the "
+        "Hub's cache), or try things out with semantic.image_weights=random, an untrained model."
     )
 
 

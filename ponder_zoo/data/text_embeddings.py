@@ -122,9 +122,8 @@ def load_text_encoder(model: str, weights: str) -> tuple[Any, Any]:
         return encoder, open_clip.get_tokenizer(model)
     except Exception as error:  # of the Hub's client, of urllib, or of torch for a file that does not fit
         kind = ValueError if is_file else ConnectionError
-        raise kind(
-            f"Cannot load the weights {weights!r} of the text encoder {model}: {str(error).rstrip(' .')}. {OFFLINE}."
-        ) from error
+        what = f"the weights {weights!r} of the text encoder {model}: {str(error).rstrip(' .')}"
+        raise kind(f"Cannot load {what}. {OFFLINE}.") from error
 
 
 def _cache_file(folder: Path, model: str, weights: str, prompts: Sequence[str]) -> Path:
