@@ -131,7 +131,8 @@ def build_model(cfg: Config, semantics: Semantics = NOTHING) -> torch.nn.Module:
     names = ("volume_channels", "unet_channels", "unet_shortcut", "mask_ratio", "mask_block")
     options: dict[str, Any] = {name: getattr(cfg, name) for name in names} | {"head": semantics.head}
     encoder_args = {"grid_size": cfg.grid_size} | cfg.encoder_args
-    renderer_args = cfg.renderer_args | ({} if semantics.dim is None else {"semantic_dim": semantics.dim})
+    renders = semantics.dim is not None and cfg.loss.semantic + cfg.loss.feature > 0.0
+    renderer_args = cfg.renderer_args | ({"semantic_dim": semantics.dim} if renders else {})
     ponder = pz.create_pretrainer(
         cfg.encoder, cfg.renderer, encoder_args=encoder_args, renderer_args=renderer_args, **options
     )
@@ -150,9 +151,9 @@ def prepare_semantics(cfg: Config, sources: list[Source], accelerator: Any) -> S
     with accelerator.main_process_first():
         semantics = make_semantics(cfg.semantic, sources, weights=weights, condition=condition)
     if semantics.features is not None:
-        scenes = (source[index] for source in sources for index in range(len(source)))
+        scenes = ((source, index) for source in sources for index in range(len(source)))
         share = itertools.islice(scenes, accelerator.process_index, None, accelerator.num_processes)
-        semantics.features.prepare(share, accelerator.device)
+        semantics.features.prepare((source[index] for source, index in share), accelerator.device)
         accelerator.wait_for_everyone()
     return semantics
 

@@ -119,6 +119,15 @@ def test_rooms_with_other_labels_than_a_run_knows_are_rendered_without_classes(r
         assert ("class_accuracy" in scores) == known and "psnr" in scores
 
 
+def test_class_scores_of_points_alone_need_no_rendered_classes(run_recipe, pretrain_settings, tmp_path):
+    labels = ["semantic.targets=labels", "semantic.table=one-hot", "ppt_loss_weight=0.1", "data.scenes=2"]
+    run_recipe("pretrain", *pretrain_settings, *labels, "max_steps=1", f"output={tmp_path}")
+    (row,) = rows(tmp_path)
+    assert row["ppt"] > 0 and "semantic" not in row
+    ponder = pz.create_pretrainer(f"local-dir:{tmp_path / 'export'}", pretrained=True)
+    assert ponder.renderer.field.semantic_dim is None and list(ponder.head.classes) == ["synthetic"]
+
+
 def one_step(settings: list[str], step: int) -> dict[str, dict[str, torch.Tensor]]:
     """Losses, gradients and buffers of one step, in float64."""
     sys.path.insert(0, str(ROOT / "recipes"))
