@@ -26,23 +26,25 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 import ponder_zoo as pz
 from ponder_zoo.data.catalog import DataConfig, Source, open_labelled, open_views, pretrain_dataset
 from ponder_zoo.data.collate import PointCollate, collate_scenes
+from ponder_zoo.data.image_features import ImageFeatures, look_up
 from ponder_zoo.data.motion import move_scene
 from ponder_zoo.data.pretrain import PretrainDataset
-from ponder_zoo.data.scene import Scene
+from ponder_zoo.data.scene import Scene, Views
 from ponder_zoo.data.submission import benchmark_ids, write_instances, write_semantic
 from ponder_zoo.data.transforms import CenterShift, axis_rotation, grid_fragments, segmentation_test_transforms
 from ponder_zoo.files import write_atomic
 from ponder_zoo.metrics.instance import InstanceAP
-from ponder_zoo.metrics.render import mean_scores, view_scores
+from ponder_zoo.metrics.render import class_scores, mean_scores, view_scores
 from ponder_zoo.metrics.segmentation import ConfusionMatrix, add_confusions, score_table
 from ponder_zoo.models.pointgroup import PointGroup
 from ponder_zoo.render.image import render_image
 from ponder_zoo.report.instance_views import write_instance_views
-from ponder_zoo.report.pca import pca_rgb
+from ponder_zoo.report.pca import PCAColors, pca_rgb
 from ponder_zoo.report.previews import PreviewView, write_segmentation_views, write_view_grid
 from ponder_zoo.report.run_files import write_clouds, write_eval
 from ponder_zoo.report.splat import Camera
@@ -108,11 +110,11 @@ def main(cfg: Config) -> None:
 # Rendering held-out views
 
 
-def view_sets(cfg: Any) -> list[PretrainDataset]:
+def view_sets(cfg: Any, image_features: ImageFeatures | None = None) -> list[PretrainDataset]:
     """Scenes with views that training does not see, of each data set of a configuration."""
     options = {key: getattr(cfg, key) for key in ("volume_shape", "input_views", "grid_size", "dropout", "margin")}
     sources = open_views(cfg.data, getattr(cfg, "split", "val"))
-    return [pretrain_dataset(source, "val", **options) for source in sources]
+    return [pretrain_dataset(source, "val", image_features=image_features, **options) for source in sources]
 
 
 @torch.no_grad()
@@ -134,11 +136,13 @@ def render_views(
                 image = render_image(ponder.renderer, volume, K, pose, size, stride=stride)  # type: ignore[arg-type]
                 rgb = views.color[v, ::stride, ::stride].astype(np.float32) / 255.0
                 depth = views.depth[v, ::stride, ::stride]
-                rendered = {name: value.float().cpu() for name, value in image.items()}
+                rendered = {name: value.float().cpu() for name, value in image.items() if name != "semantic"}
+                scores = view_scores(
+                    rendered["rgb"], rendered["depth"], torch.from_numpy(rgb), torch.from_numpy(depth.copy())
+                )
+                more, panels = semantic_panels(ponder, item.points, image, views, v, stride, data.classes)
                 yield (
-                    view_scores(
-                        rendered["rgb"], rendered["depth"], torch.from_numpy(rgb), torch.from_numpy(depth.copy())
-                    ),
+                    scores | more,
                     PreviewView(
                         rgb,
                         rendered["rgb"].clamp(0, 1).numpy(),
@@ -150,9 +154,48 @@ def render_views(
                         Camera(views.intrinsics[v], views.cam_to_world[v], size),
                         scene.coord,
                         scene.color,
-                        scene.name,
+                        scene.name if scene.condition is None else f"{scene.condition}: {scene.name}",
+                        **panels,
                     ),
                 )
+
+
+def semantic_panels(
+    ponder: Any,
+    points: pz.PointBatch,
+    image: dict[str, Tensor],
+    views: Views,
+    v: int,
+    stride: int,
+    names: tuple[str, ...],
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Scores and images of what is rendered beside colour and depth: classes of labelled views, or features."""
+    if "semantic" not in image:
+        return {}, {}
+    semantic = image["semantic"].float().cpu()  # (H, W, D)
+    if views.feature is not None:
+        return feature_panels(semantic, views.feature, v, stride, views.depth.shape[1:])
+    if ponder.head is None or views.segment is None or points.condition not in (None, *ponder.head.classes):
+        return {}, {}  # a label space that the run knows nothing of
+    table = ponder.class_table(points)
+    if len(table) != len(names):
+        return {}, {}
+    segment, classes = views.segment[v, ::stride, ::stride], (semantic @ table.T.float().cpu()).argmax(-1)
+    panels = {"reference_segment": segment, "rendered_segment": classes.numpy(), "class_names": names}
+    return class_scores(classes, torch.from_numpy(segment.copy())), panels
+
+
+def feature_panels(
+    rendered: Tensor, maps: np.ndarray, v: int, stride: int, size: tuple[int, ...]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Directions of features as colours by the main axes of the observed ones."""
+    row, column = np.meshgrid(np.arange(0, size[0], stride), np.arange(0, size[1], stride), indexing="ij")
+    observed = look_up(maps, np.full(row.size, v), row.ravel(), column.ravel(), (size[0], size[1]))
+    observed = normalize(torch.from_numpy(observed).view(rendered.shape), dim=-1)
+    rendered = normalize(rendered, dim=-1)
+    colors = PCAColors.fit(observed.flatten(0, 1))
+    panels = {"reference_feature": colors(observed).numpy(), "rendered_feature": colors(rendered).numpy()}
+    return {"feature_cosine": (observed * rendered).sum(-1).mean().item()}, panels
 
 
 def show_views(

@@ -11,6 +11,7 @@ report.html. A run that was stopped goes on where it was if started again with t
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import shlex
@@ -22,13 +23,15 @@ from typing import Any, Literal
 
 import torch
 from evaluate import show_views, view_sets, write_features
+from torch import Tensor
 
 import ponder_zoo as pz
-from ponder_zoo.data.catalog import DataConfig, open_views, pretrain_dataset
+from ponder_zoo.data.catalog import DataConfig, Source, open_views, pretrain_dataset
 from ponder_zoo.data.collate import PretrainCollate
 from ponder_zoo.data.pretrain import PretrainDataset
+from ponder_zoo.data.semantics import SemanticConfig, Semantics, make_semantics
 from ponder_zoo.layers.sync_norm import freeze_norms, set_norm_momentum, synchronize_batch_norm
-from ponder_zoo.losses.render import RenderLossWeights, render_loss
+from ponder_zoo.losses.render import RenderLossWeights, point_loss, render_loss
 from ponder_zoo.report.html import write_report
 from ponder_zoo.report.previews import preview_path
 from ponder_zoo.report.run_files import write_eval, write_run_info
@@ -42,6 +45,7 @@ from ponder_zoo.train.optim import ScheduleName
 from ponder_zoo.train.run import command_line, make_loader, make_sampler, make_training, resume_run, start_run
 
 logger = logging.getLogger("ponder_zoo.recipes.pretrain")
+NOTHING = Semantics()
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Config:
     target_views: int = 5  # views of a room to render
     rays_per_view: int = 96
     loss: RenderLossWeights = field(default_factory=RenderLossWeights)
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)
+    ppt_loss_weight: float = 0.0  # of telling points apart by class embeddings, where points have labels
 
     max_steps: int = 550  # of the optimizer, for the whole run
     stop_step: int | None = None  # save and stop there, at the end of a time slot; the schedule stays that of max_steps
@@ -109,29 +115,66 @@ class Config:
     log_with: str | None = None  # further trackers of Accelerate: tensorboard, wandb, trackio, ...
 
 
-def training_sets(cfg: Config) -> list[PretrainDataset]:
+def training_sets(
+    cfg: Config, sources: list[Source] | None = None, semantics: Semantics = NOTHING
+) -> list[PretrainDataset]:
     options = {key: getattr(cfg, key) for key in ("volume_shape", "rays_per_view", "input_views", "target_views")}
     options |= {key: getattr(cfg, key) for key in ("grid_size", "dropout", "margin", "recolor")}
-    sources = enumerate(open_views(cfg.data, "train"))
-    return [pretrain_dataset(source, "train", seed=cfg.seed + 1000 * number, **options) for number, source in sources]
+    options["image_features"] = semantics.features
+    return [
+        pretrain_dataset(source, "train", seed=cfg.seed + 1000 * number, **options)
+        for number, source in enumerate(open_views(cfg.data, "train") if sources is None else sources)
+    ]
 
 
-def build_model(cfg: Config) -> torch.nn.Module:
+def build_model(cfg: Config, semantics: Semantics = NOTHING) -> torch.nn.Module:
     names = ("volume_channels", "unet_channels", "unet_shortcut", "mask_ratio", "mask_block")
-    options = {name: getattr(cfg, name) for name in names}
+    options: dict[str, Any] = {name: getattr(cfg, name) for name in names} | {"head": semantics.head}
     encoder_args = {"grid_size": cfg.grid_size} | cfg.encoder_args
+    renders = semantics.dim is not None and cfg.loss.semantic + cfg.loss.feature > 0.0
+    renderer_args = cfg.renderer_args | ({"semantic_dim": semantics.dim} if renders else {})
     ponder = pz.create_pretrainer(
-        cfg.encoder, cfg.renderer, encoder_args=encoder_args, renderer_args=cfg.renderer_args, **options
+        cfg.encoder, cfg.renderer, encoder_args=encoder_args, renderer_args=renderer_args, **options
     )
+    if semantics.table is not None:
+        ponder.head.class_embedding.copy_(semantics.table)  # type: ignore[union-attr, operator]
     ponder.encoder.set_grad_checkpointing(cfg.grad_checkpointing)  # type: ignore[operator]
     return set_norm_momentum(synchronize_batch_norm(ponder), cfg.norm_momentum)
+
+
+def prepare_semantics(cfg: Config, sources: list[Source], accelerator: Any) -> Semantics:
+    """Embeddings of classes or images; what takes long is computed once and cached, images by all processes."""
+    weights = {"ppt_loss_weight": cfg.ppt_loss_weight}
+    weights |= {"loss.semantic": cfg.loss.semantic, "loss.feature": cfg.loss.feature}
+    default = pz.get_pretrained_cfg(cfg.encoder).condition if pz.is_model(cfg.encoder) else None
+    condition = cfg.encoder_args.get("condition", default)
+    with accelerator.main_process_first():
+        semantics = make_semantics(cfg.semantic, sources, weights=weights, condition=condition)
+    if semantics.features is not None:
+        scenes = ((source, index) for source in sources for index in range(len(source)))
+        share = itertools.islice(scenes, accelerator.process_index, None, accelerator.num_processes)
+        semantics.features.prepare((source[index] for source, index in share), accelerator.device)
+        accelerator.wait_for_everyone()
+    return semantics
+
+
+def compute_losses(ponder: Any, output: pz.RenderOutput, batch: pz.PretrainBatch, cfg: Config) -> dict[str, Tensor]:
+    """All terms, weighted. Means are over the rays and points of all processes."""
+    shared: dict[str, Any] = {"average_count": mean_over_processes}
+    table = ponder.class_table(batch.scene.points)
+    losses = render_loss(output, batch.targets, batch.rays, cfg.loss, class_embeddings=table, **shared)
+    if output.logits is not None and batch.segment is not None:
+        losses["ppt"] = cfg.ppt_loss_weight * point_loss(output.logits, batch.segment, **shared)
+    return losses
 
 
 def main(cfg: Config) -> None:
     accelerator = start_run(cfg)
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
-    sets, views = training_sets(cfg), view_sets(cfg)
-    ponder = build_model(cfg).to(device, torch.float64 if cfg.float64 else None)
+    sources = open_views(cfg.data, "train")
+    semantics = prepare_semantics(cfg, sources, accelerator)
+    sets, views = training_sets(cfg, sources, semantics), view_sets(cfg, semantics.features)
+    ponder = build_model(cfg, semantics).to(device, torch.float64 if cfg.float64 else None)
     optimizer, schedule, ema, trained, state = make_training(ponder, cfg)
     sampler = make_sampler(sets, cfg, accelerator)
     start = resume_run(cfg, state, sampler, device)
@@ -163,8 +206,8 @@ def main(cfg: Config) -> None:
             batch = batch.map(lambda x: x.double() if x.is_floating_point() else x) if cfg.float64 else batch
             freeze_norms(ponder, step >= cfg.norm_freeze * cfg.max_steps)
             with accelerator.accumulate(model):
-                output = model(batch.scene, batch.rays)
-                losses = render_loss(output, batch.targets, batch.rays, cfg.loss, average_count=mean_over_processes)
+                output = model(batch.scene, batch.rays, logits=cfg.ppt_loss_weight > 0.0)
+                losses = compute_losses(ponder, output, batch, cfg)
                 guard.watch(losses)
                 accelerator.backward(sum(losses.values()))  # every entry counts; metrics live elsewhere
                 sums = {key: sums.get(key, 0.0) + loss.detach() / cfg.accumulate for key, loss in losses.items()}

@@ -20,7 +20,8 @@ KEPT_ROOMS = 48  # of the generator, in memory: 10 MB each at the default size, 
 class DataConfig:
     """Which scenes, and how they become items. Lengths in metres."""
 
-    # synthetic, rgbd, scannet_labelled, or prepared: scannet, scannet200, s3dis, structured3d; with commas jointly
+    # synthetic, synthetic:S3DIS, rgbd, scannet_labelled, or prepared: scannet, scannet200, s3dis, structured3d; several
+    # with commas train jointly
     name: str = "synthetic"
     # Folder of each set that has files, with commas, a URL for prepared ones; several of them if there is one such set
     root: str | None = None
@@ -125,7 +126,7 @@ def pretrain_dataset(
     """
     if source.name in PREPARED:
         options = options | {"input_views": None} | ({"target_views": 2} if split == "val" else {})
-    elif source.name != "synthetic":
+    elif not _is_synthetic(source.name):
         options = {key: value for key, value in options.items() if key not in ("input_views", "target_views")}
     elif split == "val":
         options = options | {"targets": "unseen", "target_views": 2}
@@ -139,21 +140,22 @@ def _open(
     config: DataConfig, split: Split, openers: dict[str, Callable[[DataConfig, Split, Any], Any]]
 ) -> list[Source]:
     names = [name.strip() for name in config.name.split(",")]
-    unknown = [name for name in names if name not in openers]
+    unknown = [name for name in names if _kind(name) not in openers]
     if unknown:
         raise ValueError(
             f"Expected data.name to be some of {sorted(openers)} for this task, got {unknown}. "
             "Write one name, or several with commas."
         )
-    roots = _roots(config, [name for name in names if name != "synthetic"])
+    roots = _roots(config, [name for name in names if not _is_synthetic(name)])
     conditions = [None] * len(names) if config.condition is None else [c.strip() for c in config.condition.split(",")]
     if len(conditions) != len(names):
         raise ValueError(f"Expected one data.condition for each of {names}, got {conditions}. Separate them by commas.")
     sources = []
     for name, condition in zip(names, conditions, strict=True):
-        scenes = openers[name](config, split, roots.pop(0) if name != "synthetic" else None)
-        keep = KEPT_ROOMS if name == "synthetic" else 0
-        default = PREPARED[name].condition if name in PREPARED else None
+        space = name.partition(":")[2] or None
+        scenes = openers[_kind(name)](config, split, space if _is_synthetic(name) else roots.pop(0))
+        keep = KEPT_ROOMS if _is_synthetic(name) else 0
+        default = PREPARED[name].condition if name in PREPARED else space
         sources.append(Source(name, scenes, condition=condition or default, keep=keep))
     return sources
 
@@ -171,16 +173,31 @@ def _roots(config: DataConfig, names: list[str]) -> list[list[str]]:
     return [[root] for root in roots]
 
 
-def _synthetic(config: DataConfig, split: Split, root: Any) -> Any:
-    from .synthetic import SyntheticRooms
+def _kind(name: str) -> str:
+    return name.partition(":")[0]
 
+
+def _is_synthetic(name: str) -> bool:
+    return _kind(name) == "synthetic"
+
+
+def _synthetic(config: DataConfig, split: Split, space: str | None) -> Any:
+    """The built-in rooms; with a label space, those of another seed, recorded as for that data set."""
+    from .synthetic import SyntheticRooms
+    from .synthetic.label_spaces import SPACES
+
+    if space is not None and space not in SPACES:
+        raise ValueError(f"Expected data.name=synthetic:SPACE with one of {sorted(SPACES)}, got {space!r}.")
+    options: dict[str, Any] = {"sensor": config.sensor}
+    if space is not None:
+        options = {"sensor": SPACES[space].sensor, "seed": SPACES[space].seed, "labels": space}
     return SyntheticRooms(
         split,
         num_scenes=config.scenes if split == "train" else config.val_scenes,
         num_views=config.views,
         image_size=config.image_size,
-        sensor=config.sensor,
         cache_dir=None if config.cache is None else Path(config.cache).expanduser(),
+        **options,
     )
 
 

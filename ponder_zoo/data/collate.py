@@ -33,6 +33,7 @@ class PretrainItem(TensorStruct):
     scene: SceneInput
     rays: RayBundle
     targets: RayTargets
+    segment: Tensor | None = None  # (N,) int64 class index of each point, -1 = unlabelled
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,18 @@ class PretrainCollate:
                 depth=_pad([t.depth for t in targets]),
                 normal=_pad_optional([t.normal for t in targets], targets, 0.0),
                 segment=_pad_optional([t.segment for t in targets], targets, -1),
+                feature=_pad_optional([t.feature for t in targets], targets, 0.0),
             ),
+            segment=_point_labels(items),
         )
+
+
+def _point_labels(items: Sequence[PretrainItem]) -> Tensor | None:
+    if all(item.segment is None for item in items):
+        return None
+    sizes = [len(item.scene.points) for item in items]
+    none = torch.full((max(sizes),), -1)
+    return torch.cat([none[:n] if item.segment is None else item.segment for n, item in zip(sizes, items, strict=True)])
 
 
 def _unpacked(points: PointBatch) -> dict[str, object]:

@@ -20,6 +20,7 @@ from .checks import check_scene, check_views
 from .collate import PointCollate, PretrainItem, collate_scenes
 from .features import OFFICIAL_COLUMNS
 from .grid import fit_grid
+from .image_features import ImageFeatures, look_up
 from .sampler import Key, item_rng, split_key
 from .scene import Array, Scene, Views
 from .segmentation import SceneSource
@@ -54,6 +55,7 @@ class PretrainDataset:
         near: metres in front of a camera where rays start.
         seed: with the epoch and the index it decides everything that is drawn.
         max_extent: metres; see `check_scene`.
+        image_features: gives the targets of rendered features.
 
     Items are taken by index (epoch 0) or by (epoch, index), which `EpochSampler` yields.
     """
@@ -77,6 +79,7 @@ class PretrainDataset:
         near: float = 0.05,
         seed: int = 0,
         max_extent: float = 100.0,
+        image_features: ImageFeatures | None = None,
     ) -> None:
         if rays_per_view < 1 or targets not in ("any", "unseen") or (targets == "unseen" and input_views is None):
             raise ValueError(
@@ -98,9 +101,15 @@ class PretrainDataset:
         self.near = near
         self.seed = seed
         self.max_extent = max_extent
+        self.image_features = image_features
 
     def __len__(self) -> int:
         return len(self.source)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in label order; empty without labels."""
+        return tuple(getattr(getattr(self.source, "scenes", self.source), "classes", ()))
 
     def __getitem__(self, key: Key) -> PretrainItem:
         epoch, index = split_key(key, len(self))
@@ -112,7 +121,8 @@ class PretrainDataset:
             scene.views, pixels, bounds, rays_per_view=self.rays_per_view, near=self.near, name=scene.name
         )
         scene_input = collate_scenes([replace(scene, inverse=None)], [bounds], self.volume_shape, points=self.points)
-        return PretrainItem(scene.name, scene_input, rays, targets)
+        segment = None if scene.segment is None else torch.from_numpy(scene.segment.astype(np.int64))
+        return PretrainItem(scene.name, scene_input, rays, targets, segment)
 
     def prepare(self, key: Key) -> tuple[Scene, Array]:
         """The augmented scene of an item, with its target views, and the bounds (2, 3) of its volume: for previews."""
@@ -171,7 +181,10 @@ class PretrainDataset:
                 )
         chosen = candidates if self.target_views is None else _draw(candidates, self.target_views, rng)
         assert scene.views is not None
-        return replace(scene, views=select_views(scene.views, chosen))
+        views = select_views(scene.views, chosen)
+        if self.image_features is not None:  # of the images as they were taken, before any change of their colours
+            views = replace(views, feature=self.image_features.maps(views.color))
+        return replace(scene, views=views)
 
 
 @dataclass(frozen=True)
@@ -241,6 +254,9 @@ def make_rays(
         depth=batched(depth),
         normal=None if views.normal is None else torch.from_numpy(views.normal[picked].astype(np.float32))[None],
         segment=None if views.segment is None else torch.from_numpy(views.segment[picked].astype(np.int64))[None],
+        feature=None
+        if views.feature is None
+        else torch.from_numpy(look_up(views.feature, *picked, views.depth.shape[1:]))[None],
     )
     return rays, targets
 

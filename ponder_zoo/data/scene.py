@@ -21,6 +21,7 @@ class Views:
     segment: Array | None = None  # (V, H, W) int16 class index, -1 = unlabelled
     normal: Array | None = None  # (V, H, W, 3) float32 unit, world frame; zero = unknown
     instance: Array | None = None  # (V, H, W) int32, -1 = none
+    feature: Array | None = None  # (V, h, w, D) float32 of an image model, each cell for its part of the image
 
     def __len__(self) -> int:
         return len(self.color)

@@ -37,9 +37,16 @@ class TextAlignedHead(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(100.0)), requires_grad=False)  # CLIP's, frozen
         self.register_buffer("class_embedding", F.normalize(torch.ones(num_embeddings, embed_dim), dim=1))
 
-    def forward(self, feat: Tensor, condition: str) -> Tensor:
-        """(N, in_chans) -> (N, number of classes of the condition)."""
+    def table(self, condition: str) -> Tensor:
+        """Embeddings of the classes of a condition, in label order: (K, embed_dim)."""
         if condition not in self.classes:
             raise ValueError(f"Unknown condition '{condition}'; this head has classes for {list(self.classes)}.")
-        table = self.class_embedding[list(self.classes[condition])]
-        return self.logit_scale.exp() * F.normalize(self.proj(feat), dim=1) @ table.t().to(feat.dtype)
+        return self.class_embedding[list(self.classes[condition])]
+
+    def forward(self, feat: Tensor, condition: str) -> Tensor:
+        """(N, in_chans) -> (N, number of classes of the condition), in float32 or better: the scale is 100."""
+        projected = self.proj(feat)
+        with torch.autocast(feat.device.type, enabled=False):
+            projected = projected.to(torch.promote_types(projected.dtype, torch.float32))
+            table = self.table(condition).to(projected.dtype)
+            return self.logit_scale.exp() * F.normalize(projected, dim=1) @ table.t()

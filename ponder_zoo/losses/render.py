@@ -42,11 +42,14 @@ class RenderLossWeights:
     eikonal: float = 0.01
     normal: float = 0.0
     semantic: float = 0.0
+    feature: float = 0.0
     truncation: float = 0.2  # half-width of the band around the observed depth where the sdf is supervised, metres
     band: Literal["tapered", "hard"] = "tapered"  # whether a sample counts less towards the edge of that band
     rays: Literal["valid", "all"] = "valid"  # which rays count in rgb and eikonal; official: all, misses included
     semantic_rule: Literal["classes", "rays"] = "classes"  # against the class table; official: against the other rays
+    first_class: Literal["counts", "dropped"] = "counts"  # official: label 0 of rendered semantics is no label
     temperature: float = 0.01  # of the semantic logits
+    feature_rule: Literal["cosine", "squared"] = "cosine"  # 1 - cosine, or the mean square of the differences
 
     @classmethod
     def metres(cls) -> Self:
@@ -61,7 +64,7 @@ class RenderLossWeights:
     @classmethod
     def official(cls) -> Self:
         """The official indoor configuration. Its lengths are cube units: rescale the scenes to the unit cube."""
-        return cls(truncation=0.05, band="hard", rays="all", semantic=0.1, semantic_rule="rays")
+        return cls(truncation=0.05, band="hard", rays="all", semantic=0.1, semantic_rule="rays", first_class="dropped")
 
 
 def render_loss(
@@ -75,8 +78,8 @@ def render_loss(
 ) -> dict[str, Tensor]:
     """All terms, each a float32 scalar already multiplied by its weight: sum them. No wait for the device.
 
-    Terms that need a depth count the valid rays with `targets.depth > 0`. `normal` and `semantic` appear where they
-    have a weight and both the output and the targets have them.
+    Terms that need a depth count the valid rays with `targets.depth > 0`. `normal`, `semantic` and `feature` appear
+    where they have a weight and both the output and the targets have them.
 
     Args:
         output: what the renderer returned for `rays`.
@@ -109,6 +112,9 @@ def render_loss(
         if weights.semantic > 0.0 and segment is not None and semantic is not None:
             known = seen if weights.semantic_rule == "rays" else counted
             terms["semantic"] = lambda: semantic_loss(semantic, segment, known, weights, class_embeddings, mean)
+        feature = targets.feature
+        if weights.feature > 0.0 and feature is not None and semantic is not None:
+            terms["feature"] = lambda: feature_loss(semantic, feature, counted, weights, mean)
         zero = output.rgb.new_zeros((), dtype=torch.float32)
         return {
             name: getattr(weights, name) * term() if getattr(weights, name) != 0.0 else zero
@@ -164,13 +170,14 @@ def semantic_loss(
     class_embeddings: Tensor | None = None,
     mean: Mean = masked_mean,
 ) -> Tensor:
-    """Cross-entropy of the rendered semantics (B, R, D); rays without label (-1) do not count.
+    """Cross-entropy of the rendered semantics (B, R, D); rays without label (negative) do not count.
 
     "classes": over the K classes. "rays" (official): over the embeddings of all rays of the batch, where other rays of
     the same class are negatives; its matrix is rays x rays.
     """
     predicted, segment = _full(predicted).flatten(0, 1), segment.flatten()  # (B R, D), (B R,)
-    known = counted.flatten() & (segment >= 0)
+    first = 0 if weights.first_class == "counts" else 1
+    known = counted.flatten() & (segment >= first)
     row = segment.clamp(min=0)  # a row to look up also for rays that do not count
     if class_embeddings is None and weights.semantic_rule == "rays":
         raise ValueError(
@@ -181,10 +188,35 @@ def semantic_loss(
         table = class_embeddings.to(predicted.dtype)
         predicted = F.normalize(predicted, dim=-1) / weights.temperature
         if weights.semantic_rule == "rays":  # unlabelled rays are zero rows
-            table = table[row] * (segment >= 0)[:, None]
+            table = table[row] * (segment >= first)[:, None]
             row = torch.arange(len(row), device=row.device)
         predicted = predicted @ table.T
-    return mean(-predicted.log_softmax(-1).gather(-1, row[:, None])[:, 0], known)
+    return mean(_cross_entropy(predicted, row), known)
+
+
+def feature_loss(
+    predicted: Tensor, target: Tensor, counted: Tensor, weights: RenderLossWeights, mean: Mean = masked_mean
+) -> Tensor:
+    """How far rendered features are from observed ones, (B, R, D) each; a zero target is unknown."""
+    predicted, target = _full(predicted), _full(target)
+    known = counted & (target.square().sum(-1) > 0)
+    if weights.feature_rule == "squared":
+        return mean((predicted - target).square().mean(-1), known)
+    return mean(1.0 - F.cosine_similarity(predicted, target, dim=-1), known)
+
+
+def point_loss(logits: Tensor, segment: Tensor, *, average_count: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Cross-entropy of class scores of points, (N, K) and (N,), over those with a label (not negative); else 0.
+
+    The language-guided loss of Point Prompt Training. See `render_loss` for `average_count`.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        return masked_mean(_cross_entropy(_full(logits), segment.clamp(min=0)), segment >= 0, average_count)
+
+
+def _cross_entropy(logits: Tensor, row: Tensor) -> Tensor:
+    """(M, K) and (M,) -> (M,)."""
+    return -logits.log_softmax(-1).gather(-1, row[:, None])[:, 0]
 
 
 def _full(value: Tensor) -> Tensor:

@@ -50,21 +50,38 @@ def view_scores(rgb: Tensor, depth: Tensor, reference_rgb: Tensor, reference_dep
     middle = _median(measured) if len(measured) else reference_depth.new_tensor(0.0)
     scores = {"psnr": psnr(rgb, reference_rgb), **depth_errors(depth, reference_depth)}
     constant = {"psnr": psnr(colour, reference_rgb), **depth_errors(middle.expand_as(depth), reference_depth)}
+    for values, image in ((scores, rgb), (constant, colour)):
+        values["rgb_abs"] = (image.float().clamp(0.0, 1.0) - reference_rgb.float()).abs().mean()
     result = {key: float(value) for key, value in scores.items()}
     return result | {f"{key}_constant": float(value) for key, value in constant.items()}
+
+
+def class_scores(segment: Tensor, reference: Tensor) -> dict[str, float]:
+    """Share of the labelled pixels whose class is right, and of those that the most frequent class would get right.
+
+    Args:
+        segment: (...) class index, as rendered.
+        reference: (...) class index, -1 = unlabelled. Without any label both shares are NaN.
+    """
+    known = reference >= 0
+    if not known.any():
+        return {"class_accuracy": float("nan"), "class_accuracy_constant": float("nan")}
+    right = (segment[known] == reference[known]).float().mean()
+    share = torch.bincount(reference[known].long()).max() / known.sum()
+    return {"class_accuracy": float(right), "class_accuracy_constant": float(share)}
 
 
 def mean_scores(views: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Mean over views of `view_scores`, with `psnr_gain` (dB above the constant) and `depth_ratio` (of the medians).
 
-    Views without measured depth do not enter the depth means.
+    Views without measured depth do not enter the depth means, nor those without labels the class means.
     """
-    rows = list(views)
+    rows, missing = list(views), float("nan")
     if not rows:
         raise ValueError("Expected the scores of at least one view; got none. Does the split have views to render?")
     result: dict[str, float] = {"views": len(rows)}
-    for key in rows[0]:
-        values = torch.tensor([row[key] for row in rows], dtype=torch.float64)
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = torch.tensor([row.get(key, missing) for row in rows], dtype=torch.float64)
         result[key] = values.nanmean().item()
     result["psnr_gain"] = result["psnr"] - result["psnr_constant"]
     result["depth_ratio"] = result["depth_median"] / max(result["depth_median_constant"], 1e-9)

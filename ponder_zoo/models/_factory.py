@@ -170,6 +170,7 @@ def create_pretrainer(
     mask_ratio: float | None = None,
     mask_block: int | None = None,
     cells: Literal["metric", "official"] | None = None,
+    head: Mapping[str, Any] | None = None,
     encoder_args: Mapping[str, Any] | None = None,
     renderer_args: Mapping[str, Any] | None = None,
     cache_dir: str | Path | None = None,
@@ -190,6 +191,8 @@ def create_pretrainer(
         mask_ratio: share of blocks of voxels whose features a learnable token replaces; default 0, none.
         mask_block: edge of those blocks in voxels; default 8.
         cells: rule by which points fill the volume; default "metric". "official" is for released checkpoints.
+        head: `embed_dim`, `num_embeddings` and `classes` of a `TextAlignedHead` on the encoder's features; its table of
+            class embeddings is a buffer to be filled. Default: none.
         encoder_args: for `create_model`.
         renderer_args: for `create_renderer`.
         cache_dir: as for `create_model`, like `endpoint` and `token`.
@@ -199,6 +202,7 @@ def create_pretrainer(
     Returns:
         A `Ponder`.
     """
+    from ..heads.text import TextAlignedHead
     from ..volume.encoders import PointVolumeEncoder
     from ..volume.mask import BlockMask
     from ..volume.unet3d import UNet3D
@@ -211,6 +215,7 @@ def create_pretrainer(
         "mask_ratio": mask_ratio,
         "mask_block": mask_block,
         "cells": cells,
+        "head": head,
     }
     parts: dict[str, Any] = {
         "volume_channels": 128,
@@ -219,6 +224,7 @@ def create_pretrainer(
         "mask_ratio": 0.0,
         "mask_block": 8,
         "cells": "metric",
+        "head": None,
     }
     access = {"cache_dir": cache_dir, "endpoint": endpoint, "token": token}
     source = ModelSource.parse(encoder, **access) if isinstance(encoder, str) else None
@@ -253,7 +259,8 @@ def create_pretrainer(
             mask = BlockMask(encoder.in_chans, ratio=parts["mask_ratio"], block=parts["mask_block"])  # type: ignore[arg-type]
         grid_size = getattr(encoder, "grid_size", 0.02)
         volume_encoder = PointVolumeEncoder(encoder, unet, mask=mask, cells=parts["cells"], grid_size=grid_size)
-        return Ponder(volume_encoder, around)  # type: ignore[arg-type]
+        text = None if parts["head"] is None else TextAlignedHead(encoder.num_features, **parts["head"])  # type: ignore[arg-type]
+        return Ponder(volume_encoder, around, text)  # type: ignore[arg-type]
 
     if source is not None:
         check_size(build, parameter_limit(None if path is None else safetensors_shapes(path)), f"{source}")

@@ -63,7 +63,8 @@ def _draw(grid: Grid) -> Image.Image:
     total_width = 2 * margin + len(grid.headers) * (width + gap) - gap
     top = margin + (round(1.3 * line) if grid.title else 0)
     chip_rows = _wrap_chips(grid.chips, small, total_width - 2 * margin)
-    footer = round(1.5 * line) if grid.bars else len(chip_rows) * line + (line // 2 if chip_rows else 0)
+    bar_height = round(1.5 * line) if grid.bars else 0
+    footer = bar_height + len(chip_rows) * line + (line // 2 if chip_rows else 0)
     captions = [line if any(tile.caption for tile in row) else gap for row in grid.rows]
     total_height = top + line + sum(r[0].size[1] + c + gap for r, c in zip(grid.rows, captions, strict=True)) + footer
     canvas = Image.new("RGB", (total_width, total_height + margin // 2), BACKGROUND)
@@ -85,6 +86,7 @@ def _draw(grid: Grid) -> Image.Image:
         y += row[0].size[1] + caption + gap
     if grid.bars:
         _draw_bars(canvas, pen, grid.bars, small, (margin, y + line // 2))
+    y += bar_height
     for chips in chip_rows:
         x = margin
         for name, color, length in chips:

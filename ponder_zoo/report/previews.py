@@ -30,6 +30,10 @@ COLUMNS = (
     "Depth error",
     "Reference normal",
     "Rendered normal",
+    "Reference classes",
+    "Rendered classes",
+    "Reference features",
+    "Rendered features",
 )
 RGB_ERROR_RANGE = 0.4  # mean absolute difference of colours in [0, 1] that gets the brightest colour
 
@@ -52,6 +56,11 @@ class PreviewView:
     points_coord: ArrayLike | None = None  # (N, 3) metres, what the encoder saw
     points_color: ArrayLike | None = None  # (N, 3) in 0-255
     name: str = ""
+    reference_segment: ArrayLike | None = None  # (h, w) class index, negative = unlabelled
+    rendered_segment: ArrayLike | None = None  # (h, w) class index
+    class_names: Sequence[str] = ()  # in order of the indices
+    reference_feature: ArrayLike | None = None  # (h, w, 3) features as colours in [0, 1]
+    rendered_feature: ArrayLike | None = None  # (h, w, 3)
 
 
 def preview_path(run_dir: str | os.PathLike[str], step: int, name: str = "views") -> Path:
@@ -86,8 +95,9 @@ def write_view_grid(
     """Write one PNG with a row per view and a labelled column per kind of image; columns nobody has are left out.
 
     Columns: input points (drawn from that view's camera), reference and rendered colour, colour error, reference and
-    rendered depth, depth error, reference and rendered normal. All depth images share one scale that depends on the
-    references only, so pictures of different steps can be compared; the scales are drawn below.
+    rendered depth, depth error, reference and rendered normal, classes and features. All depth images share
+    one scale that depends on the references only, so pictures of different steps can be compared; the scales are drawn
+    below.
 
     Args:
         path: the file to write; its folder is made if needed.
@@ -118,7 +128,8 @@ def write_view_grid(
     }
     bars = [scales[header] for header, _ in shown if header in scales]
     bars += [Bar("Nothing known", None, "", "")] if bars else []
-    grid = Grid([header for header, _ in shown], rows, title, bars=bars)
+    chips = [*_class_chips(views), ("not labelled", UNLABELLED)] if "Rendered classes" in dict(shown) else []
+    grid = Grid([header for header, _ in shown], rows, title, bars=bars, chips=chips)
     return save_grid(grid, path)
 
 
@@ -270,6 +281,28 @@ def _view_columns(views: Sequence[PreviewView], scale: _DepthScale, point_size: 
         value = psnr(view.rendered_rgb, view.reference_rgb)
         return Tile(_byte_rgb(view.rendered_rgb), size, f"PSNR {value:.1f} dB", bold=True)
 
+    def classes(value: ArrayLike | None, view: PreviewView, size: tuple[int, int], *, rendered: bool) -> Tile:
+        if value is None:
+            return _blank(size)
+        index, label = np.asarray(value), np.asarray(view.reference_segment)
+        palette = np.array([*(colors[name] for name in view.class_names), UNLABELLED], np.uint8)
+        image = palette[np.where(index < 0, len(palette) - 1, index)]
+        if rendered:
+            image[~_opaque(view)] = INVALID
+        tile = Tile(image, size, bold=rendered)
+        if rendered and (label >= 0).any():
+            tile.caption = f"{100 * float((index == label)[label >= 0].mean()):.0f} % right"
+        return tile
+
+    def features(value: ArrayLike | None, view: PreviewView, size: tuple[int, int], *, rendered: bool) -> Tile:
+        if value is None:
+            return _blank(size)
+        image = _byte_rgb(value)
+        if rendered:
+            image[~_opaque(view)] = INVALID
+        return Tile(image, size, bold=rendered)
+
+    colors = _class_colors(views)
     some = {name: any(getattr(view, name) is not None for view in views) for name in PreviewView.__dataclass_fields__}
     drawn: list[tuple[_Draw, Any]] = [  # how to draw each of COLUMNS, and whether there is something to draw
         (input_points, some["points_coord"] and some["camera"]),
@@ -281,8 +314,38 @@ def _view_columns(views: Sequence[PreviewView], scale: _DepthScale, point_size: 
         (depth_error, some["reference_depth"]),
         (reference_normal, some["reference_normal"]),
         (rendered_normal, some["rendered_normal"]),
+        (lambda view, size: classes(view.reference_segment, view, size, rendered=False), some["reference_segment"]),
+        (lambda view, size: classes(view.rendered_segment, view, size, rendered=True), some["reference_segment"]),
+        (lambda view, size: features(view.reference_feature, view, size, rendered=False), some["reference_feature"]),
+        (lambda view, size: features(view.rendered_feature, view, size, rendered=True), some["rendered_feature"]),
     ]
     return [(header, draw) for header, (draw, wanted) in zip(COLUMNS, drawn, strict=True) if wanted]
+
+
+def _class_colors(views: Sequence[PreviewView]) -> dict[str, tuple[int, int, int]]:
+    """A colour for each class name: views with other label spaces share those of the names that they share.
+
+    Names that occur in the references come first: of the palette's colours the first ones differ most.
+    """
+    seen = [
+        view.class_names[int(index)]
+        for view in views
+        if view.reference_segment is not None
+        for index in np.unique(view.reference_segment)
+        if index >= 0
+    ]
+    names = dict.fromkeys([*seen, *(name for view in views for name in view.class_names)])
+    return {name: _color(row) for name, row in zip(names, class_palette(len(names)), strict=True)}
+
+
+def _class_chips(views: Sequence[PreviewView]) -> list[tuple[str, tuple[int, int, int]]]:
+    """The legend of the classes that occur."""
+    present: set[str] = set()
+    for view in views:
+        for image in (view.reference_segment, view.rendered_segment):
+            index = np.unique(np.asarray(-1 if image is None else image))
+            present |= {view.class_names[int(i)] for i in index[index >= 0]}
+    return [(name, color) for name, color in _class_colors(views).items() if name in present]
 
 
 def _blank(size: tuple[int, int]) -> Tile:
@@ -343,11 +406,13 @@ def _centimetres(value: float) -> str:
 
 def _check_view(view: PreviewView, index: int) -> None:
     size = np.asarray(view.reference_rgb).shape[:2]
-    for name in ("rendered_rgb", "rendered_depth", "reference_depth", "rendered_normal", "reference_normal", "opacity"):
+    images = ("rendered_rgb", "rendered_depth", "reference_depth", "rendered_normal", "reference_normal", "opacity")
+    images += ("reference_segment", "rendered_segment", "reference_feature", "rendered_feature")
+    for name in images:
         value = getattr(view, name)
         if value is None:
             continue
-        channels = (3,) if name.endswith(("rgb", "normal")) else ()
+        channels = (3,) if name.endswith(("rgb", "normal", "feature")) else ()
         if np.shape(value) != (*size, *channels):
             raise ValueError(
                 f"Preview view {index}: expected `{name}` {(*size, *channels)} like `reference_rgb`, got "

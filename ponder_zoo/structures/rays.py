@@ -29,6 +29,7 @@ class RayTargets(TensorStruct):
     depth: Tensor  # (B, R) metres along the ray (not z-depth); 0 = none measured
     normal: Tensor | None = None  # (B, R, 3) unit, world frame; zero = unknown
     segment: Tensor | None = None  # (B, R) int64 class index; -1 = unlabelled
+    feature: Tensor | None = None  # (B, R, D) of an image model at that pixel; zero = unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,3 +80,6 @@ class RenderOutput(TensorStruct):
     samples: RaySamples
     field: FieldOutput  # without semantics
     semantic: Tensor | None = None  # (B, R, D)
+    logits: Tensor | None = (
+        None  # (N, K) class scores of the input points, where a model with a head was asked for them
+    )

@@ -30,3 +30,4 @@ class PretrainBatch(TensorStruct):
     scene: SceneInput
     rays: RayBundle
     targets: RayTargets
+    segment: Tensor | None = None  # (N,) int64 class index of each point, -1 = unlabelled

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # Settings that may differ when a run goes on. The data and the whole batch are compared with the checkpoint instead.
 FREE_KEYS = ("output", "resume", "stop_step", "log_", "keep", "save_every", "preview_every", "eval_", "votes", "split")
 FREE_KEYS += ("fragments", "cluster_", "batch_size", "accumulate", "init")
-FREE_KEYS += ("data.workers", "data.root", "data.cache", "data.val_scenes")
+FREE_KEYS += ("data.workers", "data.root", "data.cache", "data.val_scenes", "semantic.cache")
 
 
 class Training(NamedTuple):
@@ -55,7 +55,7 @@ def command_line(
     cfg = parse_config(cls, description=description, base=base)
     try:
         main(cfg)
-    except (ConfigError, CheckpointError, NonFiniteError) as error:
+    except (ConfigError, CheckpointError, NonFiniteError, ConnectionError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("stopped; the same command goes on from the last checkpoint") from None

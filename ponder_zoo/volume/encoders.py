@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from ..structures import FeatureVolume, SceneInput
+from ..structures import FeatureVolume, PointBatch, SceneInput
 from .densify import (
     densify,
     densify_official,
@@ -63,8 +63,15 @@ class PointVolumeEncoder(AbstractVolumeEncoder):
         self.grid_size = grid_size
 
     def forward(self, scene: SceneInput) -> FeatureVolume:
+        return self.fill(self.point_features(scene), scene)
+
+    def point_features(self, scene: SceneInput) -> PointBatch:
+        """The points with the encoder's features (paper Eq. 2)."""
         points = scene.points if self.mask is None else self.mask(scene.points)
-        features = self.encoder.forward_features(points)  # pyright: ignore[reportCallIssue]
+        return self.encoder.forward_features(points)  # pyright: ignore[reportCallIssue]
+
+    def fill(self, features: PointBatch, scene: SceneInput) -> FeatureVolume:
+        """The dense volume of point features (paper Eq. 3)."""
         # On a CPU the U-Net gets the occupied cells alone, which halves its arithmetic (see `occupied.py`).
         sparse = features.feat.device.type == "cpu" and isinstance(self.unet, UNet3D)
         if self.cells == "metric":

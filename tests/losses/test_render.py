@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ponder_zoo.losses.render import RenderLossWeights, render_loss, semantic_loss
+from ponder_zoo.losses.render import RenderLossWeights, point_loss, render_loss, semantic_loss
 from ponder_zoo.structures import FieldOutput, RayBundle, RaySamples, RayTargets, RenderOutput
 
 PLAIN = RenderLossWeights(rgb=1.0, depth=1.0, free_space=1.0, sdf=1.0, eikonal=1.0, truncation=0.25, band="hard")
@@ -112,6 +112,47 @@ def test_a_perfect_prediction_has_no_loss_against_classes_but_log_n_against_rays
         torch.testing.assert_close(loss, torch.tensor(expected), atol=1e-3, rtol=0.0)
 
 
+@pytest.mark.parametrize("rule", ["classes", "rays"])
+def test_label_0_counts_unless_it_is_dropped_as_in_the_official_code(rule: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = F.normalize(torch.randn(4, 8, generator=generator), dim=-1)
+    predicted, segment = torch.randn(1, 30, 8, generator=generator), torch.arange(30)[None] % 5 - 1  # -1 to 3
+    counted = torch.ones(1, 30, dtype=torch.bool)
+    keeps = dataclasses.replace(PLAIN, semantic_rule=rule, temperature=0.5)
+    drops = dataclasses.replace(keeps, first_class="dropped")
+    loss = semantic_loss(predicted, segment, counted, drops, table)
+    unlabelled = torch.where(segment == 0, -1, segment)
+    torch.testing.assert_close(loss, semantic_loss(predicted, unlabelled, counted, keeps, table))
+    assert loss != semantic_loss(predicted, segment, counted, keeps, table)
+    only_walls = torch.zeros_like(segment)
+    assert semantic_loss(predicted, only_walls, counted, drops, table) == 0.0
+    assert semantic_loss(predicted, only_walls, counted, keeps, table) > 0.0
+
+
+def test_features_count_by_their_cosine_where_they_are_known() -> None:
+    output, targets, rays = make()
+    weights = dataclasses.replace(PLAIN, feature=2.0)
+    assert "feature" not in render_loss(output, targets, rays, weights)
+    target = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]])  # rendered: (2, 0) and (0, 2); the second is unknown
+    losses = render_loss(output, dataclasses.replace(targets, feature=target), rays, weights)
+    torch.testing.assert_close(losses["feature"], torch.tensor(2.0 * (1.0 - 0.6)))
+    squared = dataclasses.replace(weights, feature_rule="squared")
+    squared_losses = render_loss(output, dataclasses.replace(targets, feature=target), rays, squared)
+    torch.testing.assert_close(squared_losses["feature"], torch.tensor(2.0 * (1.0 + 16.0) / 2))
+    assert "semantic" not in losses
+
+
+def test_points_without_a_label_do_not_count_in_the_language_guided_loss() -> None:
+    logits = torch.tensor([[2.0, 0.0], [1.0, 5.0], [9.0, 9.0]], requires_grad=True)
+    loss = point_loss(logits, torch.tensor([0, 0, -1]))
+    torch.testing.assert_close(loss, F.cross_entropy(logits[:2], torch.tensor([0, 0])))
+    loss.backward()
+    assert logits.grad is not None and (logits.grad[2] == 0).all() and (logits.grad[0] != 0).all()
+    assert point_loss(logits, torch.full((3,), -1)) == 0.0
+    halved = point_loss(logits, torch.tensor([0, 0, -1]), average_count=lambda count: 2.0 * count)
+    torch.testing.assert_close(halved, 0.5 * loss)
+
+
 def test_the_official_semantic_rule_needs_a_table() -> None:
     weights = dataclasses.replace(PLAIN, semantic=1.0, semantic_rule="rays")
     with pytest.raises(ValueError, match=r"class_embeddings=None.*Pass the table"):
@@ -164,5 +205,5 @@ def test_presets_are_what_their_sources_say() -> None:
     terms = ("rgb", "depth", "free_space", "sdf", "eikonal", "semantic")
     assert [getattr(official, name) for name in terms] == [10.0, 1.0, 1.0, 10.0, 0.01, 0.1]
     assert (official.truncation, official.band, official.rays) == (0.05, "hard", "all")
-    assert official.semantic_rule == "rays"
+    assert (official.semantic_rule, official.first_class) == ("rays", "dropped")
     assert RenderLossWeights.metres() == RenderLossWeights()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ponder_zoo.metrics.render import depth_errors, mean_scores, psnr, view_scores
+from ponder_zoo.metrics.render import class_scores, depth_errors, mean_scores, psnr, view_scores
 
 
 def test_psnr_of_a_uniform_error_is_closed_form():
@@ -46,3 +46,14 @@ def test_means_skip_views_without_depth_and_state_the_gain():
     assert not math.isnan(scores["depth_median_constant"])
     with pytest.raises(ValueError, match="at least one view"):
         mean_scores([])
+
+
+def test_classes_are_scored_where_labelled_beside_the_most_frequent_one():
+    reference = torch.tensor([[0, 0, 0, 1], [2, -1, -1, -1]])
+    scores = class_scores(torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]]), reference)
+    assert scores == {"class_accuracy": pytest.approx(3 / 5), "class_accuracy_constant": pytest.approx(3 / 5)}
+    assert math.isnan(class_scores(reference, torch.full((2, 4), -1))["class_accuracy"])
+    rgb, depth = torch.rand(4, 4, 3), torch.ones(4, 4)
+    views = [view_scores(rgb, depth, rgb, depth) | scores, view_scores(rgb, depth, rgb, depth)]
+    assert mean_scores(views)["class_accuracy"] == pytest.approx(3 / 5), "a view without classes does not count"
+    assert mean_scores(views)["rgb_abs"] == 0.0 < mean_scores(views)["rgb_abs_constant"]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import ponder_zoo as pz
+from ponder_zoo.losses.segmentation import cross_entropy_lovasz
 from ponder_zoo.models._official import CLASS_NAMES, CLASSES, FINE_TUNED, LABELS, PRETRAINED, REPO
 from ponder_zoo.models._pretrained import read_weights
 
@@ -66,6 +67,32 @@ def test_case_f_and_i_the_mini_checkpoint_gives_the_official_logits(mini: Path, 
         features(points(tensors, "S3DIS")), model.forward_features(points(tensors, "S3DIS")).feat
     )
     assert pz.verify(tmp_path).passed
+
+
+def test_case_i_the_losses_and_gradients_of_fine_tuning_match(mini: Path, parity: Any, tmp_path: Path) -> None:
+    pz.convert(mini, tmp_path)
+    tensors = parity("i_ppt_from_pretrain")
+    model = pz.create_model(f"local-dir:{tmp_path}", pretrained=True, head="text", num_classes=20)
+    official = json.loads((mini.parent / "i_ppt_from_pretrain.json").read_text())["losses"]
+
+    def loss(condition: str) -> Tensor:
+        logits = model(points(tensors, condition))
+        return torch.stack(list(cross_entropy_lovasz(logits, tensors[f"in.segment.{condition}"]).values())).sum()
+
+    model.eval()
+    for condition in CONDITIONS:
+        assert loss(condition).item() == pytest.approx(official[f"eval.{condition}"], rel=1e-4)
+    model.train()
+    value = loss("ScanNet")
+    assert value.item() == pytest.approx(official["train.ScanNet"], rel=1e-4)
+    value.backward()
+    gradient = {
+        "stem.conv.weight": tensors["grad.backbone.conv_input.conv.weight"],
+        "head.proj.weight": tensors["grad.proj_head.weight"],
+        "context.weight": tensors["grad.embedding_table.weight"][[1, 2, 0]],  # the table's order is another
+    }
+    for name, expected in gradient.items():
+        assert error(model.get_parameter(name).grad, expected) < 1e-4, name
 
 
 def test_the_converted_pretrainer_holds_every_number_of_the_checkpoint(mini: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch import Tensor
 from ponder_zoo.data.official import official_rays
 from ponder_zoo.data.scene import Scene, Views
 from ponder_zoo.data.unit_cube import to_unit_cube
-from ponder_zoo.losses.render import RenderLossWeights, render_loss
+from ponder_zoo.heads.text import TextAlignedHead
+from ponder_zoo.losses.render import RenderLossWeights, point_loss, render_loss
+from ponder_zoo.models._official import CLASSES
 from ponder_zoo.models.ponder import Ponder, checkpoint_filter_fn
 from ponder_zoo.models.sparse_unet import SparseUNet
 from ponder_zoo.render import NeuS
@@ -57,7 +59,9 @@ def official_ponder(config: dict[str, Any], backend: str = "torch") -> Ponder:
         alpha_rule="official",
         sampler_frame="official",
     )
-    return Ponder(PointVolumeEncoder(encoder, unet, cells="official", grid_size=config["grid_size"]), neus)
+    classes = dict(zip(config["conditions"], config["valid_index"], strict=True))
+    head = TextAlignedHead(backbone["channels"][-1], field["semantic_decoder"]["out_dim"], 36, classes)
+    return Ponder(PointVolumeEncoder(encoder, unet, cells="official", grid_size=config["grid_size"]), neus, head)
 
 
 @dataclass
@@ -68,11 +72,10 @@ class Case:
     scene: SceneInput
     rays: RayBundle
     targets: RayTargets
-    class_embeddings: Tensor
 
     def losses(self, output: RenderOutput) -> dict[str, Tensor]:
-        weights = RenderLossWeights.official()
-        return render_loss(output, self.targets, self.rays, weights, class_embeddings=self.class_embeddings)
+        weights, table = RenderLossWeights.official(), self.model.class_table(self.scene.points)
+        return render_loss(output, self.targets, self.rays, weights, class_embeddings=table)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -105,7 +108,6 @@ def case(request: pytest.FixtureRequest, shared_dir: Path) -> Case:
     bounds = torch.stack([torch.as_tensor(cube.bounds) for _, cube in cubes])
     size = torch.tensor([cube.metres_per_unit for _, cube in cubes])
     rays, targets = zip(*pairs, strict=True)
-    valid = config["valid_index"][config["conditions"].index(info["condition"])]
     return Case(
         data,
         info,
@@ -113,7 +115,6 @@ def case(request: pytest.FixtureRequest, shared_dir: Path) -> Case:
         SceneInput(points, VolumeGrid(bounds, tuple(config["grid_shape"])), size),
         concatenate(RayBundle, rays),
         concatenate(RayTargets, targets),
-        data["state.class_embedding"][valid],
     )
 
 
@@ -147,6 +148,31 @@ def test_the_whole_forward_pass_its_losses_and_gradients_match_the_official_code
         assert_near(parameters[name].grad, value, 2e-3, name)
 
 
+def test_the_class_table_of_rendered_semantics_is_the_official_one(case: Case) -> None:
+    config = case.info["config"]
+    valid = config["valid_index"][config["conditions"].index(case.info["condition"])]
+    table = case.model.class_table(case.scene.points)
+    assert torch.equal(table, case.tensors["state.class_embedding"][valid])
+
+
+def test_the_language_guided_loss_is_the_official_one_and_unlike_there_trains_its_head_and_the_encoder(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = case.model.train()
+    monkeypatch.setattr(model.renderer, "training", False)
+    output = model(case.scene, case.rays, logits=True)
+    assert output.logits is not None and output.logits.shape == (len(case.scene.points), 20)
+    loss = point_loss(output.logits, case.tensors["in.segment"])
+    assert_near(loss, case.tensors["train.ppt_loss"][0], 1e-4, "ppt_loss")
+    for name, value in case.losses(output).items():
+        assert_near(value, case.tensors[f"train.{name}_loss"][0], 1e-4, name)
+    loss.backward()
+    assert "proj_head.weight" in case.info["params_without_grad"]
+    for parameter in (model.head.proj.weight, model.head.proj.bias, *model.encoder.stem.conv.parameters()):
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0
+    assert model.head.logit_scale.grad is None, "frozen"
+
+
 def test_a_training_step_with_stratified_samples_and_the_eval_mode_work_on_the_official_frame(case: Case) -> None:
     output = case.model.train()(case.scene, case.rays)
     assert all(value.isfinite() for value in case.losses(output).values())
@@ -165,9 +191,10 @@ def test_a_checkpoint_file_of_the_official_layout_loads_strictly(shared_dir: Pat
     model = official_ponder(json.loads(file.with_suffix(".json").read_text())["config"])
     ours = checkpoint_filter_fn(state, model)
     model.load_state_dict(ours)
-    dropped = [key for key in state if "class_embedding" in key or "logit_scale" in key or "proj_head" in key]
     unused = [key for key in state if "laplace_density" in key]  # parameters of VolSDF, stored for NeuS too
-    assert len(ours) == len(state) - len(dropped) - len(unused)
+    assert len(ours) == len(state) - len(unused)
+    model.head = None  # then the text embeddings, their scale and the projection's two parameters have no place
+    assert len(checkpoint_filter_fn(state, model)) == len(ours) - 4
 
 
 def test_every_key_of_the_released_pre_training_checkpoint_has_its_place(shared_dir: Path) -> None:
@@ -175,7 +202,8 @@ def test_every_key_of_the_released_pre_training_checkpoint_has_its_place(shared_
     with torch.device("meta"):
         encoder = SparseUNet(norm="prompt", conditions=("ScanNet", "S3DIS", "Structured3D"))
         neus = NeuS(128, semantic_dim=512, share_volume=False, frame="official")
-        model = Ponder(PointVolumeEncoder(encoder, UNet3D(96, 128), cells="official"), neus)
+        head = TextAlignedHead(96, 512, 36, CLASSES)
+        model = Ponder(PointVolumeEncoder(encoder, UNet3D(96, 128), cells="official"), neus, head)
         ours = checkpoint_filter_fn({key: torch.empty(shape) for key, shape in keys.items()}, model)
     assert {key: tuple(value.shape) for key, value in ours.items()} == {
         key: tuple(value.shape) for key, value in model.state_dict().items()
@@ -226,6 +254,25 @@ def test_the_encoder_detaches() -> None:
     assert model.encoder is model.volume_encoder.encoder
     other = SparseUNet(4, channels=(6,) * 8, depths=(1,) * 8, stem_channels=6)
     other.load_state_dict(model.encoder.state_dict())
+
+
+def test_class_scores_of_points_need_a_head_and_one_condition() -> None:
+    model = small_ponder()
+    scene, rays = small_batch()
+    assert model(scene, rays).logits is None and model.class_table(scene.points) is None
+    with pytest.raises(ValueError, match=r"with a head, got none.*head=\{"):
+        model(scene, rays, logits=True)
+    model.head = TextAlignedHead(6, 5, 4, {"a": [0, 2, 3], "b": [1]})
+    with pytest.raises(ValueError, match=r"one data set among \['a', 'b'\], got None"):
+        model(scene, rays, logits=True)
+    for condition, classes in (("a", 3), ("b", 1)):
+        points = replace(scene.points, condition=condition)
+        assert model(replace(scene, points=points), rays, logits=True).logits.shape == (120, classes)
+    mixed = replace(scene.points, condition=("a", "b"))
+    with pytest.raises(ValueError, match="batches of one data set each"):
+        model(replace(scene, points=mixed), rays, logits=True)
+    with pytest.raises(ValueError, match=r"Unknown condition 'c'; this head has classes for \['a', 'b'\]"):
+        model.class_table(replace(scene.points, condition="c"))
 
 
 def test_keys_of_another_model_are_an_error_and_our_own_pass() -> None:

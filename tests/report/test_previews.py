@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ponder_zoo.report.colors import INVALID, class_palette, color_table
+from ponder_zoo.report.colors import INVALID, UNLABELLED, class_palette, color_table
 from ponder_zoo.report.previews import (
     WRONG,
     PreviewView,
@@ -161,3 +161,34 @@ def test_labels_without_a_name_and_unequal_lengths_are_refused(tmp_path: Path) -
         write_segmentation_views(tmp_path / "a.png", coord, label + 2, label, names=["a", "b"])
     with pytest.raises(ValueError, match=r"prediction \(N,\)"):
         write_segmentation_views(tmp_path / "a.png", coord, label[:-1], label, names=["a"])
+
+
+def test_classes_have_one_colour_per_name_in_all_label_spaces(tmp_path: Path) -> None:
+    """The wall is label 0 of one set and 1 of the other; "bed" is drawn where a wall is."""
+    wall = {"reference_segment": np.zeros((H, W), int), "rendered_segment": np.full((H, W), 1)}
+    first = view(**wall, class_names=("wall", "bed"))
+    second = view(
+        reference_segment=np.full((H, W), -1), rendered_segment=np.ones((H, W), int), class_names=("desk", "wall")
+    )
+    path = write_view_grid(
+        tmp_path / "grid.png", [first, second], columns=("Reference classes", "Rendered classes"), tile_width=96
+    )
+    wall_color, bed, desk = (tuple(row) for row in class_palette(3).tolist())  # what occurs in references comes first
+    colors = colors_of(path)
+    assert {wall_color, bed, UNLABELLED} <= colors and desk not in colors
+    assert size_of(path)[0] == 2 * 28 + 2 * (96 + 10) - 10
+    without = write_view_grid(tmp_path / "without.png", [view()], tile_width=96)
+    assert not {wall_color, bed} & colors_of(without)
+    with pytest.raises(ValueError, match=r"`rendered_segment` \(6, 8\)"):
+        write_view_grid(tmp_path / "x.png", [view(rendered_segment=np.zeros((2, 2), int))])
+
+
+def test_features_are_drawn_in_the_colours_they_come_with(tmp_path: Path) -> None:
+    first = np.zeros((H, W, 3))
+    first[..., 1] = 1.0
+    opacity = np.ones((H, W))
+    opacity[:, :4] = 0.0
+    made = view(reference_feature=first, rendered_feature=1.0 - first, opacity=opacity)
+    columns = ("Reference features", "Rendered features")
+    path = write_view_grid(tmp_path / "grid.png", [made], columns=columns, tile_width=96)
+    assert {(0, 255, 0), (255, 0, 255), INVALID} <= colors_of(path)

@@ -8,16 +8,18 @@ import json
 import logging
 import os
 import zipfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
 from ...files import write_atomic
+from ..class_tables import CLASSES as LABELS
 from ..scene import Scene, Views
 from ..unproject import unproject
-from .classes import CLASSES, GENERATOR_VERSION, SPLITS, Split
+from .classes import GENERATOR_VERSION, SPLITS, Split
+from .label_spaces import SPACES, instance_classes
 from .layout import Room, draw_room
 from .rendering import NORMAL_SCALE, Recording, record
 from .sensor import SENSORS, SensorName
@@ -50,6 +52,7 @@ class SyntheticRooms:
         image_size: tuple[int, int] = (120, 160),
         sensor: SensorName = "kinect",
         normals: NormalSource = "depth",
+        labels: str = "ScanNet",
         seed: int = 0,
         cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -63,6 +66,8 @@ class SyntheticRooms:
             sensor: "off" (exact images), "kinect" or "tof".
             normals: of views and points. "depth" estimates them from the depth images, as for any recording: an encoder
                 that read exact ones would be told what no sensor knows. "exact" has those of the surfaces, for metrics.
+            labels: data set whose classes the labels are: "ScanNet" (20), "S3DIS" (13) or "Structured3D" (25). Nothing
+                else depends on it.
             seed: of the whole dataset; different seeds share no scene.
             cache_dir: where finished scenes are kept (5 MB each at the default size); None = nowhere.
         """
@@ -74,6 +79,8 @@ class SyntheticRooms:
             raise ValueError(
                 f"SyntheticRooms expected normals of ('depth', 'exact'), got {normals!r}. Pass one of them."
             )
+        if labels not in SPACES:
+            raise ValueError(f"SyntheticRooms expected labels of {tuple(SPACES)}, got {labels!r}. Pass one of them.")
         if min(num_scenes, num_views, *image_size) < 1 or seed < 0:
             raise ValueError(
                 "SyntheticRooms expected num_scenes, num_views, image_size of at least 1 and a seed of at least 0; got "
@@ -85,13 +92,14 @@ class SyntheticRooms:
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.sensor: SensorName = sensor
         self.normals: NormalSource = normals
+        self.labels = labels
         self.seed = seed
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their indices: the 20 of ScanNet."""
-        return CLASSES
+        """Names of the classes, in the order of their indices."""
+        return LABELS[self.labels]
 
     def __len__(self) -> int:
         return self.num_scenes
@@ -99,7 +107,11 @@ class SyntheticRooms:
     def __getitem__(self, index: int) -> Scene:
         """Scene `index`: views with labels, and the points that they see (in the frame of the estimated poses)."""
         scene = self._check(index)
-        return scene_from_recording(f"{self.split}_{scene:06d}", self.recording(scene), self.normals)
+        recording = self.recording(scene)
+        if self.labels != "ScanNet":  # whose classes a recording has
+            classes = instance_classes(self.room(scene).instances, self.labels)
+            recording = replace(recording, segment_of=classes[recording.instance_of])
+        return scene_from_recording(f"{self.split}_{scene:06d}", recording, self.normals)
 
     def room(self, index: int) -> Room:
         """The exact geometry behind a scene: primitives, instances, floor plan. Takes 15 ms."""

@@ -1,0 +1,127 @@
+"""What a pre-training run renders beside colour and depth (paper Eq. 9): classes by name, or features of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .catalog import Source
+from .class_tables import class_table
+from .image_features import PCA_IMAGES, ImageFeatures, Weights
+from .text_embeddings import class_embeddings
+
+
+@dataclass(frozen=True)
+class SemanticConfig:
+    """Targets of the semantic branch. Its weights are `loss.semantic`, `loss.feature` and `ppt_loss_weight`."""
+
+    targets: Literal["none", "labels", "features"] = "none"  # labels (classes), features (of an image model) or none
+    table: Literal["clip", "one-hot", "official"] = "clip"  # one-hot: without CLIP; official: its mixed-up rows
+    text_model: str = "ViT-B-16-quickgelu"  # as open_clip names it: the one of the paper
+    text_weights: str = "openai"  # tag of open_clip, or a file
+    image_model: str = "timm/vit_small_patch14_dinov2.lvd142m"  # or open_clip/NAME:TAG; whose features to render
+    image_weights: Weights = "pretrained"  # random: an untrained model, to try things out without a download
+    image_dim: int | None = 64  # principal components of the features to render; null: all channels
+    cache: str = "~/.cache/ponder_zoo/embeddings"  # folder for embeddings of prompts and images
+
+
+@dataclass(frozen=True, eq=False)
+class Semantics:
+    """What a run's model and data need for its semantic targets."""
+
+    dim: int | None = None  # of what is rendered; None for nothing
+    table: Tensor | None = None  # (n, dim) unit rows, one per class of all data sets
+    rows: Mapping[str, tuple[int, ...]] | None = None  # condition -> row of each of its labels
+    features: ImageFeatures | None = None
+
+    @property
+    def head(self) -> dict[str, Any] | None:
+        """Arguments of the head that has this table."""
+        if self.table is None or self.rows is None:
+            return None
+        rows = {condition: list(rows) for condition, rows in self.rows.items()}
+        return {"embed_dim": self.dim, "num_embeddings": len(self.table), "classes": rows}
+
+
+# The weights that each kind of targets has.
+WEIGHTS = {"labels": {"loss.semantic", "ppt_loss_weight"}, "features": {"loss.feature"}, "none": set[str]()}
+
+
+def make_semantics(
+    config: SemanticConfig,
+    sources: Sequence[Source],
+    *,
+    weights: Mapping[str, float],
+    condition: str | None = None,
+) -> Semantics:
+    """Embed the classes or images of a run's data sets; nothing for `targets="none"`.
+
+    Args:
+        config: which.
+        sources: of scenes with images; those without labels may be among labelled ones.
+        weights: of the semantic losses, by their names.
+        condition: what scenes that name none have.
+
+    Raises:
+        ValueError: if weights and targets do not belong together, no set has the labels that are asked for, or two
+            have other classes under one condition.
+        ConnectionError: if weights are not at hand and cannot be downloaded.
+    """
+    positive = {name for name, weight in weights.items() if weight > 0.0}
+    wanted = WEIGHTS[config.targets]
+    if positive - wanted or (wanted and not positive):
+        raise ValueError(
+            f"Expected semantic.targets={config.targets} with a weight for {sorted(wanted) or 'nothing'}, got one for "
+            f"{sorted(positive) or 'nothing'}. Labels have loss.semantic and ppt_loss_weight, features loss.feature."
+        )
+    if config.targets == "labels":
+        return _classes(config, label_spaces(sources, condition))
+    if config.targets == "features":
+        features = _images(config, sources)
+        return Semantics(dim=features.channels, features=features)
+    return Semantics()
+
+
+def _classes(config: SemanticConfig, spaces: Mapping[str, Sequence[str]]) -> Semantics:
+    official = config.table == "official"
+    names, rows = class_table(spaces, official=official)
+    if config.table == "one-hot":
+        table = torch.eye(len(names))
+    else:
+        encoder: dict[str, Any] = {"model": config.text_model, "weights": config.text_weights, "cache": config.cache}
+        table = class_embeddings(names, ensemble="official" if official else "class", **encoder)
+    return Semantics(table.shape[1], table, rows)
+
+
+def _images(config: SemanticConfig, sources: Sequence[Source]) -> ImageFeatures:
+    """The features of images, with the projection fitted to some evenly from all sets."""
+    options: dict[str, Any] = {"weights": config.image_weights, "dim": config.image_dim, "cache": config.cache}
+    features = ImageFeatures(config.image_model, **options)
+    scenes = [(source, index) for source in sources for index in range(len(source))]
+    chosen = [scenes[place] for place in np.linspace(0, len(scenes) - 1, min(len(scenes), PCA_IMAGES)).astype(int)]
+    views = [source[index].views for source, index in chosen]
+    features.fit([view.color[0] for view in views if view is not None])
+    return features
+
+
+def label_spaces(sources: Sequence[Source], condition: str | None = None) -> dict[str, tuple[str, ...]]:
+    """Condition -> names of its classes, empty for sets without labels."""
+    spaces: dict[str, tuple[str, ...]] = {}
+    for source in sources:
+        name, classes = source.condition or condition or source.name, tuple(getattr(source.scenes, "classes", ()))
+        if spaces.setdefault(name, classes) != classes:
+            raise ValueError(
+                f"Expected the same classes in all sets of the condition {name!r}; {source.name} has others than the "
+                "set before. Name them apart with data.condition."
+            )
+    if not any(spaces.values()):
+        raise ValueError(
+            f"Expected labelled images for semantic.targets=labels; {[source.name for source in sources]} have none. "
+            "Use semantic.targets=features, or semantic.targets=none."
+        )
+    return spaces
