@@ -44,9 +44,11 @@ class Epilogue:
     def apply(self, out: Tensor) -> Tensor:
         """Of a result (N, C), in its precision; computed in float32 or better. Differentiable."""
         value = out.to(torch.promote_types(out.dtype, torch.float32))
-        if self.scale is not None:
+        if self.scale is not None and self.shift is not None:
+            value = torch.addcmul(self.shift, value, self.scale)  # one pass over (N, C)
+        elif self.scale is not None:
             value = value * self.scale
-        if self.shift is not None:
+        elif self.shift is not None:
             value = value + self.shift
         if self.residual is not None:
             value = value + self.residual

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_sparse_unet import prepare
 from torch import Tensor, nn
 
 import ponder_zoo as pz
@@ -47,26 +48,31 @@ def error(output: Tensor, expected: Tensor) -> float:
     return ((output - expected).abs().max() / expected.abs().max()).item()
 
 
-def test_case_f_and_i_the_mini_checkpoint_gives_the_official_logits(mini: Path, parity: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=[pytest.mark.triton, pytest.mark.slow])])
+def test_case_f_and_i_the_mini_checkpoint_gives_the_official_logits(
+    backend: str, mini: Path, parity: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(backend, monkeypatch)
     report = pz.convert(mini, tmp_path)
     assert report.layout == "pretrain" and set(report.left_out) == {
         "renderer.field.laplace_density.beta",
         "renderer.field.laplace_density.beta_min",
     }
     tensors = parity("i_ppt_from_pretrain")
-    model = pz.create_model(f"local-dir:{tmp_path}", pretrained=True, head="text", num_classes=20).eval()
+    what: dict[str, Any] = {"pretrained": True, "backend": backend}
+    model = pz.create_model(f"local-dir:{tmp_path}", **what, head="text", num_classes=20).eval()
     assert not model.load_report.adapted and not model.load_report.missing
     for condition in CONDITIONS:
         expected = tensors[f"eval.seg_logits.{condition}"]
         assert error(model(points(tensors, condition)), expected) < 1e-4
     with pytest.raises(ValueError, match="one condition for the batch"):
         model(points(tensors, CONDITIONS[:2]))  # type: ignore[arg-type]
-    features = pz.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    features = pz.create_model(f"local-dir:{tmp_path}", **what).eval()
     assert features.num_classes == 0 and features(points(tensors)).shape == (569, 4)
     torch.testing.assert_close(
         features(points(tensors, "S3DIS")), model.forward_features(points(tensors, "S3DIS")).feat
     )
-    assert pz.verify(tmp_path).passed
+    assert pz.verify(tmp_path, backend=backend).passed
 
 
 def test_case_i_the_losses_and_gradients_of_fine_tuning_match(mini: Path, parity: Any, tmp_path: Path) -> None:

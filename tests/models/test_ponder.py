@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_sparse_unet import prepare
 from torch import Tensor
 
 from ponder_zoo.data.official import official_rays
@@ -23,7 +24,8 @@ from ponder_zoo.structures import PointBatch, RayBundle, RayTargets, RenderOutpu
 from ponder_zoo.volume import BlockMask, PointVolumeEncoder, UNet3D
 
 SPCONV = (pytest.mark.spconv, pytest.mark.filterwarnings("ignore:.*getdefaultlocale:DeprecationWarning"))
-BACKENDS = ["torch", pytest.param("spconv", marks=SPCONV)]
+TRITON = (pytest.mark.triton, pytest.mark.slow)
+BACKENDS = ["torch", pytest.param("spconv", marks=SPCONV), pytest.param("triton", marks=TRITON)]
 
 
 def official_ponder(config: dict[str, Any], backend: str = "torch") -> Ponder:
@@ -79,7 +81,8 @@ class Case:
 
 
 @pytest.fixture(params=BACKENDS)
-def case(request: pytest.FixtureRequest, shared_dir: Path) -> Case:
+def case(request: pytest.FixtureRequest, shared_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    prepare(request.param, monkeypatch)
     data = load_file(shared_dir / "parity/g_ponder_forward.safetensors")
     info = json.loads((shared_dir / "parity/g_ponder_forward.json").read_text())
     config = info["config"]

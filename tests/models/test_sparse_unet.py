@@ -16,7 +16,9 @@ from ponder_zoo import create_model
 from ponder_zoo.models.sparse_unet import RELEASED_CONDITIONS, SparseUNet, checkpoint_filter_fn
 from ponder_zoo.structures import PointBatch
 
-BACKENDS = ["torch", pytest.param("spconv", marks=pytest.mark.spconv)]
+SPCONV = pytest.param("spconv", marks=pytest.mark.spconv)
+TRITON = pytest.param("triton", marks=[pytest.mark.triton, pytest.mark.slow])  # 5 s forward, 20 s with gradients
+BACKENDS = ["torch", SPCONV, TRITON]
 SMALL: dict[str, Any] = {"channels": (8, 8, 12, 16, 16, 12, 8, 10), "depths": (1,) * 8, "stem_channels": 8}
 PROMPT: dict[str, Any] = {"norm": "prompt", "conditions": ("A", "B", "C"), "context_dim": 6}
 
@@ -51,6 +53,14 @@ def make_points(counts: tuple[int, ...] = (150, 100), *, extent: int = 24, seed:
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.detach().double() - theirs.double()).abs().max() / theirs.double().abs().max())
+
+
+def prepare(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a network run through the backend in bearable time."""
+    if backend == "triton":
+        from triton_inputs import use_large_blocks
+
+        use_large_blocks(monkeypatch)
 
 
 @dataclass
@@ -101,7 +111,10 @@ CASES = ["a_spunet_v1m1_nc0", "a_spunet_v1m1_nc13", "b_spunet_v1m3", "b_spunet_v
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CASES)
-def test_official_outputs_in_eval_mode(name: str, backend: str, shared_dir: Path) -> None:
+def test_official_outputs_in_eval_mode(
+    name: str, backend: str, shared_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(backend, monkeypatch)
     case = load_case(shared_dir / "parity", name, backend)
     case.model.eval()
     outputs = [key for key in case.tensors if key.startswith("eval.out")]
@@ -115,7 +128,10 @@ def test_official_outputs_in_eval_mode(name: str, backend: str, shared_dir: Path
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CASES)
-def test_official_outputs_gradients_and_buffers_in_train_mode(name: str, backend: str, shared_dir: Path) -> None:
+def test_official_outputs_gradients_and_buffers_in_train_mode(
+    name: str, backend: str, shared_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(backend, monkeypatch)
     case = load_case(shared_dir / "parity", name, backend)
     feat = case.tensors["in.feat"].clone().requires_grad_()
     condition = case.config.get("train_condition")

@@ -1,28 +1,56 @@
-"""A whole SparseUNet on the Triton backend: equal to the torch backend, and to the official outputs and gradients."""
+"""A whole SparseUNet on the Triton backend is equal to the torch backend.
+
+The official outputs and gradients, and what the zoo promises, are tested with all backends in test_sparse_unet.py,
+test_ponder.py, test_convert.py and test_zoo.py (the Triton backend with `-m slow`).
+"""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
-from test_sparse_unet import CASES, load_case, relative_error
+from test_sparse_unet import relative_error
+from torch import nn
+from triton_inputs import DEVICE, random_voxels, use_large_blocks
 
-from ponder_zoo.models.sparse_unet import SparseUNet
+from ponder_zoo.layers.blocks import ConvNorm
+from ponder_zoo.layers.norms import BatchNorm
+from ponder_zoo.models.sparse_unet import EncoderStage, SparseUNet
+from ponder_zoo.sparse import SparseTensor, UpConv3d
 from ponder_zoo.sparse.backends import triton as triton_backend
 from ponder_zoo.structures import PointBatch
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = pytest.mark.triton
 
 
 @pytest.fixture(autouse=True)
 def _exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_backend, "_allows_tf32", lambda: False)
+    use_large_blocks(monkeypatch)
 
 
+def test_a_stage_down_and_back_equals_the_torch_backend_with_all_gradients() -> None:
+    class Stage(nn.Module):
+        def __init__(self, backend: str) -> None:
+            super().__init__()
+            self.down = EncoderStage(3, 5, 1, norm_layer=BatchNorm, backend=backend)
+            self.up = ConvNorm(UpConv3d(5, 4, backend=backend), BatchNorm(4))
+
+    ours, theirs = Stage("triton").to(DEVICE), Stage("torch").to(DEVICE)
+    ours.load_state_dict(theirs.state_dict())
+    voxels, feat = random_voxels(60), torch.randn(60, 3, device=DEVICE)
+    results = []
+    for stage in (ours, theirs):
+        x = SparseTensor(feat.clone().requires_grad_(), voxels)
+        out = stage.up(stage.down(x, None), x).feat
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), [x.feat, *stage.parameters()])])
+    for one, expected in zip(*results, strict=True):
+        assert relative_error(one, expected) < 1e-4
+
+
+@pytest.mark.slow
 def test_network_equals_the_torch_backend_with_all_gradients() -> None:
     options = {"channels": (4, 6, 6, 8, 8, 6, 6, 5), "depths": (1,) * 8, "stem_channels": 4}
     theirs = SparseUNet(6, 3, backend="torch", **options).to(DEVICE)
@@ -41,30 +69,3 @@ def test_network_equals_the_torch_backend_with_all_gradients() -> None:
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-4, rtol=1e-4)
     for name, gradient in gradients[0].items():
         assert gradient is not None and relative_error(gradient, gradients[1][name]) < 1e-3, name
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_official_outputs_and_gradients(name: str, shared_dir: Path) -> None:
-    """In the interpreter one takes 40 s and more on one thread (2026-11)."""
-    case = load_case(shared_dir / "parity", name, "triton")
-    case.model.to(DEVICE)
-    tensors = {key: value.to(DEVICE) for key, value in case.tensors.items()}
-    case = type(case)(case.model, tensors, case.config)
-    key, condition = "eval.out", None
-    if case.model.conditions:
-        condition = case.model.conditions[0]
-        key = f"eval.out.{condition}"
-    with torch.no_grad():
-        out = case.model.eval()(case.points(tensors["in.feat"], condition))
-    assert relative_error(out, tensors[key]) < 2e-5
-
-    feat = tensors["in.feat"].clone().requires_grad_()
-    out = case.model.train()(case.points(feat, case.config.get("train_condition")))
-    (out * tensors["train.cotangent"]).sum().backward()
-    assert relative_error(out, tensors["train.out"]) < 2e-5
-    assert feat.grad is not None and relative_error(feat.grad, tensors["grad.in.feat"]) < 2e-5
-    parameters = dict(case.model.named_parameters())
-    for entry, value in case.entries("grad.state.").items():
-        grad = parameters[entry].grad
-        assert grad is not None and relative_error(grad, value) < 2e-5, entry

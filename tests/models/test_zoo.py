@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from loopback_hub import OWNER
+from test_sparse_unet import prepare
 from torch import Tensor, nn
 
 import ponder_zoo as pz
@@ -22,7 +23,20 @@ MODEL_ARGS: dict[str, dict[str, Any]] = {
     name: {**NARROW, **({} if name in PLAIN else {"context_dim": 8})}
     for name in (*pz.list_models("sparseunet*"), "pointgroup")
 }
-pytestmark = pytest.mark.parametrize("name", pz.list_models(modality="points"))
+NAMES = pz.list_models(modality="points")
+EVERY = pytest.mark.parametrize("name", NAMES)
+# What is about the network and not about files: also through Triton, one model of each kind (NARROW ones are equal).
+TRITON = [
+    pytest.param(name, "triton", marks=[pytest.mark.triton, pytest.mark.slow])
+    for name in ("sparseunet_tiny", "sparseunet_ponderv2_tiny", "pointgroup")
+]
+THROUGH = pytest.mark.parametrize(("name", "backend"), [*[(name, "torch") for name in NAMES], *TRITON])
+
+
+@pytest.fixture(autouse=True)
+def _bearable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "backend" in request.fixturenames:
+        prepare(request.getfixturevalue("backend"), monkeypatch)
 
 
 def create(name: str, **args: Any) -> nn.Module:
@@ -43,8 +57,9 @@ def output(model: nn.Module, given: pz.PointBatch | None = None) -> Tensor:
     return model.eval()(points(model) if given is None else given)
 
 
-def test_forward_and_backward_reach_every_parameter_in_use(name: str) -> None:
-    model = create(name, num_classes=5)
+@THROUGH
+def test_forward_and_backward_reach_every_parameter_in_use(name: str, backend: str) -> None:
+    model = create(name, backend=backend, num_classes=5)
     given = points(model)
     logits = model(given)
     assert logits.shape == (len(given), 5) and torch.isfinite(logits).all()
@@ -55,8 +70,9 @@ def test_forward_and_backward_reach_every_parameter_in_use(name: str) -> None:
     assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
 
 
-def test_the_parts_of_forward_compose(name: str) -> None:
-    model = create(name, num_classes=5).eval()
+@THROUGH
+def test_the_parts_of_forward_compose(name: str, backend: str) -> None:
+    model = create(name, backend=backend, num_classes=5).eval()
     given = points(model)
     with torch.no_grad():
         features = model.forward_features(given)
@@ -67,13 +83,14 @@ def test_the_parts_of_forward_compose(name: str) -> None:
         assert model.forward_point_features(twice).shape == (2 * len(given), model.num_features)
 
 
-def test_intermediates_and_features_only_agree_with_feature_info(name: str) -> None:
-    model = create(name).eval()
+@THROUGH
+def test_intermediates_and_features_only_agree_with_feature_info(name: str, backend: str) -> None:
+    model = create(name, backend=backend).eval()
     given = points(model)
     with torch.no_grad():
         every = model.forward_intermediates(given)
         assert [out.feat.shape[1] for out in every] == [info["num_chs"] for info in model.feature_info]
-        wrapped = create(name, features_only=True, out_indices=[0, -1]).eval()
+        wrapped = create(name, backend=backend, features_only=True, out_indices=[0, -1]).eval()
         wrapped.model.load_state_dict(model.state_dict())
         chosen = wrapped(given)
         at_points = model.forward_intermediates(given, output_fmt="points")
@@ -92,6 +109,7 @@ def test_intermediates_and_features_only_agree_with_feature_info(name: str) -> N
     assert torch.equal(chosen[0].feat, every[0].feat) and torch.equal(chosen[1].feat, every[-1].feat)
 
 
+@EVERY
 def test_the_classifier_is_replaced_and_removed(name: str) -> None:
     model = create(name, num_classes=5)
     model.reset_classifier(7)
@@ -100,23 +118,26 @@ def test_the_classifier_is_replaced_and_removed(name: str) -> None:
     assert output(model).shape[1] == model.num_features and isinstance(model.get_classifier(), nn.Identity)
 
 
-def test_scenes_of_a_batch_do_not_see_each_other(name: str) -> None:
-    model = create(name, num_classes=3)
+@THROUGH
+def test_scenes_of_a_batch_do_not_see_each_other(name: str, backend: str) -> None:
+    model = create(name, backend=backend, num_classes=3)
     given = points(model)
     alone = torch.cat([output(model, scene) for scene in given.split()])
     torch.testing.assert_close(output(model, given), alone, atol=1e-5, rtol=1e-4)
 
 
-def test_copies_and_pickles_compute_the_same(name: str) -> None:
-    model = create(name, num_classes=3)
+@THROUGH
+def test_copies_and_pickles_compute_the_same(name: str, backend: str) -> None:
+    model = create(name, backend=backend, num_classes=3)
     expected = output(model)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(output(other), expected)
         assert other.pretrained_cfg == model.pretrained_cfg and other.model_args == model.model_args
 
 
-def test_bf16_autocast_stays_close_and_trains(name: str) -> None:
-    model = create(name, num_classes=3)
+@THROUGH
+def test_bf16_autocast_stays_close_and_trains(name: str, backend: str) -> None:
+    model = create(name, backend=backend, num_classes=3)
     expected = output(model)
     with torch.autocast("cpu", torch.bfloat16):
         close = output(model).float()
@@ -126,6 +147,7 @@ def test_bf16_autocast_stays_close_and_trains(name: str) -> None:
     assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
 
 
+@EVERY
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # the choice of the backend
 def test_torch_compile_computes_the_same(name: str) -> None:
@@ -137,6 +159,7 @@ def test_torch_compile_computes_the_same(name: str) -> None:
     torch.testing.assert_close(compiled, expected, atol=1e-5, rtol=1e-4)
 
 
+@EVERY
 def test_a_folder_and_a_hub_give_it_back_bit_exact(name: str, hub: Any, tmp_path: Path) -> None:
     model = create(name, num_classes=3)
     pz.save_for_hf(model, tmp_path / "folder", reference=False)
@@ -148,6 +171,7 @@ def test_a_folder_and_a_hub_give_it_back_bit_exact(name: str, hub: Any, tmp_path
         assert not again.load_report.missing and not again.load_report.unexpected and not again.load_report.adapted
 
 
+@EVERY
 def test_columns_are_adapted_exactly_at_their_fill_values(name: str, tmp_path: Path) -> None:
     cfg = pz.get_pretrained_cfg(name)
     old_columns = cfg.point_cfg.feature_columns

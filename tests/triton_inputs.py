@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -33,3 +36,24 @@ def random_operands(
     feat = torch.randn(kmap.num_in, in_chans).to(DEVICE, dtype).requires_grad_()
     weight = torch.randn(out_chans, *[kernel_size] * 3, in_chans) / (2 * in_chans) ** 0.5
     return feat, weight.to(DEVICE, dtype).requires_grad_()
+
+
+def use_large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block per launch where it fits: the interpreter's time is one per step of a program, whatever its size.
+
+    For tests of whole networks; those of the kernels have blocks as on a GPU.
+    """
+    if DEVICE.type == "cuda":
+        return
+    from ponder_zoo.sparse.backends import triton as backend
+    from ponder_zoo.sparse.backends.triton_tuning import Config, Problem
+
+    def choose(problem: Problem, *_: object) -> Config:
+        rows, ins, outs = (max(16, 1 << (size - 1).bit_length()) for size in _sizes(problem))
+        return Config(rows=min(rows, 1024), ins=ins, outs=outs, splits=1, warps=4, stages=1)
+
+    monkeypatch.setattr(backend, "_choose", choose)
+
+
+def _sizes(problem: Any) -> tuple[int, int, int]:
+    return 2 * problem.rows, problem.chans_in, problem.chans_out  # `rows` is rounded down
