@@ -92,7 +92,7 @@ def test_ours_equals_the_peer_in_float64(sampler: Any) -> None:
 
     volume = feat.clone().requires_grad_()
     theirs = peer(volume, origins, directions, edges)
-    labels = torch.where(segment[:, None] >= 0, table[segment.clamp(min=0)], 0.0)
+    labels = torch.where(segment[:, None] > 0, table[segment.clamp(min=0)], 0.0)  # label 0 is none in the official code
     their_losses = official_losses(theirs, depth, rgb, labels)
     torch.stack(list(their_losses.values())).sum().backward()
 
