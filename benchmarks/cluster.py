@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,14 +28,14 @@ def cases() -> Iterator[Case]:
     """Points as they are measured, one per cell; and moved to their instances' centres, hundreds within the radius."""
     if device().type != "cpu":
         return
-    options = {"items": POINTS, "unit": "points"}
+    options: dict[str, Any] = {"items": POINTS, "unit": "points"}
     peer = "k-d tree, all pairs, components (SciPy)"
     yield Case("cluster/surfaces", peer, lambda: _ours(surfaces(POINTS)), lambda: _theirs(surfaces(POINTS)), **options)
     for name, make in (("surfaces", surfaces), ("shifted", shifted)):
         case = f"cluster/proposals/{name}"
         yield Case(case, "none", lambda make=make: _propose(make(POINTS)), done=SECONDS, target_seconds=True, **options)
     for count in CURVE:
-        curve = {"items": count, "unit": "points", "repeats": 1}
+        curve: dict[str, Any] = {"items": count, "unit": "points", "repeats": 1}
         yield Case(f"cluster/time/{count}", "none", lambda n=count: _propose(shifted(n)), **curve)
         yield Case(f"cluster/memory/{count}", "none", lambda n=count: _propose(shifted(n)), metric="memory", **curve)
 
@@ -82,8 +83,8 @@ def _pairs_and_components(coord: NDArray[np.float32]) -> NDArray[np.int64]:
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial import KDTree
 
-    coord = coord.astype(np.float64)
-    pairs = KDTree(coord).query_pairs(np.nextafter(RADIUS, 0), output_type="ndarray")
+    tree: Any = KDTree(coord.astype(np.float64))
+    pairs = tree.query_pairs(np.nextafter(RADIUS, 0), output_type="ndarray")
     graph = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(coord), len(coord)))
     label = connected_components(graph, directed=False)[1]
     _, first, inverse = np.unique(label, return_index=True, return_inverse=True)
