@@ -47,7 +47,7 @@ def surfaces(count: int) -> NDArray[np.float32]:
         coord = torch.from_numpy(surface_points(1_000_000, seed=len(parts)))
         cells = grid_cells(coord, CELL)
         rows = cells.pick(torch.zeros_like(cells.count))
-        parts.append(coord[rows].numpy() + np.float32([12 * len(parts), 0, 0]))
+        parts.append(coord[rows].numpy() + np.array([12 * len(parts), 0, 0]))
         found += len(rows)
     return np.concatenate(parts)[:count].astype(np.float32)
 
