@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ def cases() -> Iterator[Case]:
     """Points as they are measured, one per cell; and moved to their instances' centres, hundreds within the radius."""
     if device().type != "cpu":
         return
-    options = {"items": POINTS, "unit": "points"}
+    options: dict[str, Any] = {"items": POINTS, "unit": "points"}
     peer = "k-d tree, all pairs, components (SciPy)"
     yield Case("cluster/surfaces", peer, lambda: _ours(surfaces(POINTS)), lambda: _theirs(surfaces(POINTS)), **options)
     for name, make in (("surfaces", surfaces), ("shifted", shifted)):
@@ -42,7 +43,7 @@ def cases() -> Iterator[Case]:
             **options,
         )
     for count in CURVE:
-        curve = {"items": count, "unit": "points", "repeats": 1}
+        curve: dict[str, Any] = {"items": count, "unit": "points", "repeats": 1}
         yield Case(f"cluster/time/{count}", "none", lambda n=count: _propose(shifted(n)), **curve)
         yield Case(f"cluster/memory/{count}", "none", lambda n=count: _propose(shifted(n)), metric="memory", **curve)
 
@@ -54,7 +55,7 @@ def surfaces(count: int) -> NDArray[np.float32]:
         coord = torch.from_numpy(surface_points(1_000_000, seed=len(parts)))
         cells = grid_cells(coord, CELL)
         rows = cells.pick(torch.zeros_like(cells.count))
-        parts.append(coord[rows].numpy() + np.float32([12 * len(parts), 0, 0]))
+        parts.append(coord[rows].numpy() + np.array([12 * len(parts), 0, 0]))
         found += len(rows)
     return np.concatenate(parts)[:count].astype(np.float32)
 
@@ -90,8 +91,8 @@ def _pairs_and_components(coord: NDArray[np.float32]) -> NDArray[np.int64]:
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial import KDTree
 
-    coord = coord.astype(np.float64)
-    pairs = KDTree(coord).query_pairs(np.nextafter(RADIUS, 0), output_type="ndarray")
+    tree: Any = KDTree(coord.astype(np.float64))
+    pairs = tree.query_pairs(np.nextafter(RADIUS, 0), output_type="ndarray")
     graph = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(coord), len(coord)))
     label = connected_components(graph, directed=False)[1]
     _, first, inverse = np.unique(label, return_index=True, return_inverse=True)

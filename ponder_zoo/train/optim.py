@@ -68,8 +68,8 @@ def make_schedule(
         optimizer: its groups' `lr` are the peaks.
         name: "onecycle" is the official one (rise from a tenth, fall to 1e-5 of the peak, both as cosines; the momentum
             runs from 0.95 to 0.85 and back), "exponential" rises exponentially from a thousandth and falls as a cosine,
-            "cosine" rises linearly and falls as a cosine, "constant" only rises. "poly" only falls, as the power 0.9 of
-            what is left: the official one of instance segmentation.
+            "cosine" rises linearly and falls as a cosine, "constant" only rises, "poly" only falls, as (1 - share of
+            the steps)^0.9: the official one of instance segmentation.
         total_steps: optimizer steps of the whole run.
         warmup: share of the steps that rise.
         final: last learning rate over the peak, of "exponential" and "cosine".
@@ -79,6 +79,8 @@ def make_schedule(
         steps = max(total_steps, 4)  # torch divides by the length of both phases less one
         rise = max(warmup, 2.0 / steps)
         return OneCycleLR(optimizer, peaks, steps, pct_start=rise, div_factor=10.0, final_div_factor=1e4)
+    if name == "poly":
+        return LambdaLR(optimizer, lambda step: (1.0 - min(step / (total_steps + 1), 1.0)) ** 0.9)
     rise_steps = max(round(warmup * total_steps), 1)
 
     def factor(step: int) -> float:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from ponder_zoo.data import submission
+from ponder_zoo.data.labelled import LabelledScans
 from ponder_zoo.data.submission import SCANNET20_IDS, benchmark_ids, write_instances, write_semantic
 from ponder_zoo.structures import Instances
 
@@ -28,15 +30,14 @@ def test_instance_files_are_masks_with_class_and_score(tmp_path):
     assert (tmp_path / "scene0708_00.txt").read_text() == ""
 
 
-def test_ids_are_the_data_set_s_own_or_those_of_20_classes(shared_dir):
-    class Set:
-        classes = ("a",) * 20
+def test_ids_are_those_of_20_or_200_classes(shared_dir, tmp_path, monkeypatch):
+    def with_classes(number):
+        return type("Source", (), {"classes": ("a",) * number})
 
-    from ponder_zoo.data.labelled import LabelledScans
-
-    assert benchmark_ids(Set()) == SCANNET20_IDS
-    assert LabelledScans(shared_dir / "data/indoor/scannet_labelled", normals=False).nyu40_ids == list(SCANNET20_IDS)
-    Set.benchmark_ids = [5, 6]
-    assert benchmark_ids(Set()) == (5, 6)
-    with pytest.raises(ValueError, match="13 classes"):
-        benchmark_ids(type("S3DIS", (), {"classes": ("a",) * 13}))
+    labelled = LabelledScans(shared_dir / "data/indoor/scannet_labelled", normals=False)
+    assert benchmark_ids(with_classes(20)) == SCANNET20_IDS == tuple(labelled.nyu40_ids)
+    monkeypatch.setattr(submission, "SCANNET200_TABLE", tmp_path / "ids.json")
+    (tmp_path / "ids.json").write_text('{"ids": [1, 2, 1191]}')
+    assert benchmark_ids(with_classes(200)) == (1, 2, 1191)
+    with pytest.raises(ValueError, match="got 13"):
+        benchmark_ids(with_classes(13))

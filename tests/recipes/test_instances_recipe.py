@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +20,8 @@ from ponder_zoo.data import catalog
 from ponder_zoo.models.pointgroup import PointGroup
 from ponder_zoo.train.config import ConfigError
 from ponder_zoo.train.log import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def state(run, step):
@@ -156,3 +162,17 @@ def test_text_heads_without_vectors_are_explained(run_recipe, finetune_settings,
         run_recipe(
             "finetune", *finetune_settings, "init=scratch", "head=text", "data.condition=rooms", f"output={tmp_path}"
         )
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_scores_of_one(run_recipe, instance_run, tmp_path):
+    settings = [f"run={instance_run}", "data.val_scenes=3", "cluster_points=1"]
+    run_recipe("evaluate", *settings, f"output={tmp_path / 'one'}")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [*launch, str(ROOT / "recipes/evaluate.py"), *settings, f"output={tmp_path / 'two'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("one", "two"))
+    assert two["metrics"] == pytest.approx(one["metrics"]) and two["iou"] == pytest.approx(one["iou"], nan_ok=True)
+    assert (tmp_path / "one/confusion.json").read_text() == (tmp_path / "two/confusion.json").read_text()

@@ -80,7 +80,7 @@ def test_onecycle_runs_as_in_the_official_schedule():
     assert rates[middle] == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["exponential", "onecycle", "cosine", "constant"])
+@pytest.mark.parametrize("name", ["exponential", "onecycle", "cosine", "constant", "poly"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_schedules_last_for_very_short_runs(name, steps):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
@@ -101,6 +101,15 @@ def test_cosine_rises_linearly_and_falls_to_its_end():
         schedule.step()
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_poly_falls_from_the_peak_as_in_the_official_schedule():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = make_schedule(optimizer, "poly", total_steps=99)
+    for step in range(99):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * (1 - step / 100) ** 0.9)
+        optimizer.step()
+        schedule.step()
 
 
 def test_the_exponential_rise_starts_at_a_thousandth_of_the_peak():
