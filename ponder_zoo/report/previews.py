@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .class_legend import class_chips, class_colors
 from .colors import INVALID, UNLABELLED, class_palette, colorize, normal_to_rgb
 from .grid import Bar, Grid, Tile, save_grid
 from .splat import Camera, orbit_cameras, splat_points
@@ -128,7 +129,7 @@ def write_view_grid(
     }
     bars = [scales[header] for header, _ in shown if header in scales]
     bars += [Bar("Nothing known", None, "", "")] if bars else []
-    chips = [*_class_chips(views), ("not labelled", UNLABELLED)] if "Rendered classes" in dict(shown) else []
+    chips = [*class_chips(views), ("not labelled", UNLABELLED)] if "Rendered classes" in dict(shown) else []
     grid = Grid([header for header, _ in shown], rows, title, bars=bars, chips=chips)
     return save_grid(grid, path)
 
@@ -302,7 +303,7 @@ def _view_columns(views: Sequence[PreviewView], scale: _DepthScale, point_size: 
             image[~_opaque(view)] = INVALID
         return Tile(image, size, bold=rendered)
 
-    colors = _class_colors(views)
+    colors = class_colors(views)
     some = {name: any(getattr(view, name) is not None for view in views) for name in PreviewView.__dataclass_fields__}
     drawn: list[tuple[_Draw, Any]] = [  # how to draw each of COLUMNS, and whether there is something to draw
         (input_points, some["points_coord"] and some["camera"]),
@@ -320,32 +321,6 @@ def _view_columns(views: Sequence[PreviewView], scale: _DepthScale, point_size: 
         (lambda view, size: features(view.rendered_feature, view, size, rendered=True), some["rendered_feature"]),
     ]
     return [(header, draw) for header, (draw, wanted) in zip(COLUMNS, drawn, strict=True) if wanted]
-
-
-def _class_colors(views: Sequence[PreviewView]) -> dict[str, tuple[int, int, int]]:
-    """A colour for each class name: views with other label spaces share those of the names that they share.
-
-    Names that occur in the references come first: of the palette's colours the first ones differ most.
-    """
-    seen = [
-        view.class_names[int(index)]
-        for view in views
-        if view.reference_segment is not None
-        for index in np.unique(view.reference_segment)
-        if index >= 0
-    ]
-    names = dict.fromkeys([*seen, *(name for view in views for name in view.class_names)])
-    return {name: _color(row) for name, row in zip(names, class_palette(len(names)), strict=True)}
-
-
-def _class_chips(views: Sequence[PreviewView]) -> list[tuple[str, tuple[int, int, int]]]:
-    """The legend of the classes that occur."""
-    present: set[str] = set()
-    for view in views:
-        for image in (view.reference_segment, view.rendered_segment):
-            index = np.unique(np.asarray(-1 if image is None else image))
-            present |= {view.class_names[int(i)] for i in index[index >= 0]}
-    return [(name, color) for name, color in _class_colors(views).items() if name in present]
 
 
 def _blank(size: tuple[int, int]) -> Tile:

@@ -85,6 +85,7 @@ def test_the_head_and_its_table_are_exported_and_restored(run_recipe, joint_sett
     assert (joint_run / "s3dis/previews/views.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_joint_run_that_was_stopped_goes_on_bit_for_bit(run_recipe, joint_settings, joint_run, tmp_path):
     settings = [*joint_settings, f"output={tmp_path / 'run'}", "max_steps=4", "save_every=1"]
     run_recipe("pretrain", *settings, "stop_step=2")
@@ -109,6 +110,7 @@ def test_features_of_an_image_model_are_rendered_without_labels(run_recipe, pret
     assert maps == 2 * 5 + 2 * 2, "the images of two rooms, and two held-out views of two more, once each"
 
 
+@pytest.mark.slow
 def test_rooms_with_other_labels_than_a_run_knows_are_rendered_without_classes(run_recipe, pretrain_settings, tmp_path):
     labels = ["semantic.targets=labels", "semantic.table=one-hot", "loss.semantic=0.1", "data.scenes=2"]
     run = tmp_path / "run"
