@@ -210,7 +210,7 @@ def stream_scenes(
 
     if not 0 <= process < processes <= len(scenes):
         raise ValueError(
-            f"Expected process {process} to be one of {processes}, and at least one of the {len(scenes)} scenes for each."
+            f"Expected process {process} to be one of {processes}, and at least one of {len(scenes)} scenes for each."
         )
     order = np.arange(len(scenes))
     if shuffle:

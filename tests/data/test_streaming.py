@@ -173,7 +173,7 @@ def test_buckets_are_read_through_fsspec(prepared):
 
 
 def test_more_processes_than_scenes_are_refused(prepared):
-    with pytest.raises(ValueError, match="at least one of the 2 scenes for each"):
+    with pytest.raises(ValueError, match="at least one of 2 scenes for each"):
         stream_scenes(PreparedScenes(prepared, "val"), processes=3)
 
 
