@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class PreparedScenes:
             wanted = " and ".join(["images"] * views + ["labels"] * labelled) or "points"
             raise ValueError(f"{root}: none of the scenes of {splits} has {wanted}. See its {MANIFEST}.")
         self.names = [record["scene"] for record in records]
-        self.files = [scene_paths(record["split"], record["scene"]) for record in records]
+        self.files = [_files(record) for record in records]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -84,15 +84,14 @@ class PreparedScenes:
     def __getitem__(self, index: int) -> Scene:
         return self.read(self.files[index])
 
-    def read(self, files: tuple[str, str]) -> Scene:
-        """The scene of a pair in `files`."""
-        scene_path, frames_path = files
-        with self.folder.open(scene_path) as file:
+    def read(self, files: SceneFiles) -> Scene:
+        """The scene of an entry of `files`."""
+        with self.folder.open(*files.scene) as file:
             scene, frames = read_scene(file, self.label_set)
-        if self.views:
-            labelled = self.label_set == "segment"
-            scene = replace(scene, stored_views=PreparedViews(self.folder, frames_path, frames, scene.name, labelled))
-        return scene
+        if files.frames is None or not self.views:
+            return scene
+        labelled = self.label_set == "segment"
+        return replace(scene, stored_views=PreparedViews(self.folder, *files.frames, frames, scene.name, labelled))
 
     def _records(self, splits: Sequence[str]) -> list[dict[str, Any]]:
         known = list(self.manifest["counts"])
@@ -104,12 +103,26 @@ class PreparedScenes:
         return [record for record in self.manifest["scenes"] if record["split"] in splits]
 
 
+class SceneFiles(NamedTuple):
+    """Paths and sizes in bytes of a scene's files."""
+
+    scene: tuple[str, int]
+    frames: tuple[str, int] | None  # None: it has no images
+
+
+def _files(record: dict[str, Any]) -> SceneFiles:
+    scene, frames = scene_paths(record["split"], record["scene"])
+    sizes = {path: entry["bytes"] for path, entry in record["files"].items()}
+    return SceneFiles((scene, sizes[scene]), (frames, sizes[frames]) if frames in sizes else None)
+
+
 @dataclass(frozen=True, eq=False)
 class PreparedViews:
     """The images of a prepared scene, still in its file."""
 
     folder: Folder
     path: str
+    size: int  # bytes
     frames: FrameTable
     scene: str  # its name, for errors
     labelled: bool  # whether to read their labels
@@ -119,7 +132,7 @@ class PreparedViews:
 
     def read(self, index: Array, /) -> Views:
         """Decode the images of these numbers, colours and labels at the size of the depth."""
-        with self.folder.open(self.path) as file:
+        with self.folder.open(self.path, self.size) as file:
             images = read_images(file, [int(number) for number in index])
         depth = [
             read_depth(image["depth"], self._name(image)).astype(np.float32) * np.float32(scale)
@@ -195,6 +208,10 @@ def stream_scenes(
     """
     from datasets import IterableDataset
 
+    if not 0 <= process < processes <= len(scenes):
+        raise ValueError(
+            f"Expected process {process} to be one of {processes}, and at least one of {len(scenes)} scenes for each."
+        )
     order = np.arange(len(scenes))
     if shuffle:
         order = np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(len(scenes))
@@ -202,7 +219,7 @@ def stream_scenes(
     return IterableDataset.from_generator(_examples, gen_kwargs={"files": files, "scenes": scenes})  # type: ignore
 
 
-def _examples(files: list[tuple[str, str]], scenes: PreparedScenes) -> Iterator[dict[str, Scene]]:
+def _examples(files: list[SceneFiles], scenes: PreparedScenes) -> Iterator[dict[str, Scene]]:
     """One scene after another. `datasets` divides lists among workers: `files` is one."""
-    for pair in files:
-        yield {"scene": scenes.read(pair)}
+    for each in files:
+        yield {"scene": scenes.read(each)}

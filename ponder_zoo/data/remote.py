@@ -39,8 +39,12 @@ class Folder:
         with self.open(path) as file:
             return file.read()
 
-    def open(self, path: str) -> Any:
+    def open(self, path: str, size: int | None = None) -> Any:
         """A file to seek in: only what is read is mapped, or fetched.
+
+        Args:
+            path: below the root.
+            size: bytes of the file, which saves asking a server for it. None: unknown.
 
         Raises:
             ValueError: if it is not there.
@@ -51,7 +55,7 @@ class Folder:
 
                 return pyarrow.memory_map(str(Path(self.root) / path))
             if self.root.startswith(("http://", "https://")):
-                return HTTPFile(f"{self.root}/{path}")
+                return HTTPFile(f"{self.root}/{path}", size)
             import fsspec
 
             system, place = fsspec.url_to_fs(f"{self.root}/{path}")
@@ -65,10 +69,10 @@ class Folder:
 class HTTPFile(io.RawIOBase):
     """A file of a web server, fetched in the ranges that are read; at once from servers that know no ranges."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, size: int | None = None) -> None:
         self.url, self.position = url, 0
         self.content: bytes | None = None
-        self.size = int(_ask(url, "HEAD").headers["Content-Length"])
+        self.size = int(_ask(url, "HEAD").headers["Content-Length"]) if size is None else size
 
     def readable(self) -> bool:
         return True

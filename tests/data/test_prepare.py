@@ -184,6 +184,18 @@ def test_what_cannot_be_used_is_left_out_with_a_reason_or_is_an_error(damaged, t
     assert manifest["failed"] == [] and len(manifest["scenes"]) == 2, "repaired scenes are added"
 
 
+def test_a_download_may_come_in_parts(raw, prepared, tmp_path):
+    """What was prepared stays, whether or not its raw data do."""
+    part = tmp_path / "part"
+    part.mkdir()
+    for number in range(COUNT):
+        (part / f"room_{number:02d}.npz").symlink_to(raw / f"room_{number:02d}.npz")
+        prepare(Rooms, part, tmp_path / "out", progress=False)
+        (part / f"room_{number:02d}.npz").unlink()
+        (part / f"room_{number:02d}.bad").touch()
+    assert tree(tmp_path / "out") == tree(prepared)
+
+
 def test_damaged_images_are_left_out(make_views):
     good = frames_of(make_views(num_views=4))
     lost = np.full((4, 4), -np.inf)

@@ -15,6 +15,7 @@ from data.raw_scannet import CATEGORIES, OPTIONS, RAW_NAME, raw_categories, writ
 
 from ponder_zoo.data.files import read_color, read_depth
 from ponder_zoo.data.ply import read_ply
+from ponder_zoo.data.prepare.__main__ import main
 from ponder_zoo.data.prepare.runner import prepare
 from ponder_zoo.data.prepare.scannet import ScanNet
 from ponder_zoo.data.prepare.scannet_labels import NYU40_IDS, LabelTable, read_objects, scannet200
@@ -311,6 +312,22 @@ def test_a_real_mesh_keeps_its_points_and_gets_normals(shared_dir, tmp_path):
     assert abs(np.linalg.norm(scene.normal, axis=1) - 1).max() < 1e-5
     assert (scene.normal[nyu40 == 2, 2] > 0.7).mean() > 0.9, "floors look up"
     assert scene.color.min() >= 0 and scene.color.max() > 200
+
+
+def test_the_command_line_has_the_readers_options(raw, prepared, tmp_path, capsys):
+    few = ["--frame-start", "1", "--frame-end", "1", "--frame-step", "1", "--no-image-labels", "--workers", "0"]
+    assert main(["scannet", "--raw", str(raw), "--out", str(tmp_path / "out"), *few]) == 0
+    assert "train: 2 scenes" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    expected = {"frame_start": 1, "frame_end": 1, "frame_step": 1, "image_labels": False, "images": True}
+    assert manifest["options"] == expected | {"skip_list": None, "splits": None}
+    assert manifest["counts"]["train"]["frames"] == 2 * 2
+    assert main(["scannet", "--raw", str(raw), "--out", str(tmp_path / "out"), "--workers", "0"]) == 1
+    assert "was prepared with options" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["scannet", "--help"])
+    help_text = capsys.readouterr().out
+    assert "_2d-label-filt.zip" in help_text and "--skip-list" in help_text
 
 
 def test_raw_data_stay_as_they_are(raw, tmp_path):

@@ -96,10 +96,10 @@ def test_remote_scenes_are_the_local_ones(url, prepared):
 @pytest.mark.parametrize("url", [RangeHandler], indirect=True)
 def test_only_the_drawn_images_cross_the_network(url, prepared):
     scenes = PreparedScenes(url, "train")
-    path = scenes.files[4][1]
+    path, size = scenes.files[4].frames
     RangeHandler.sent.clear()
     scenes[4].stored_views.read(np.array([5, 11]))
-    size = (prepared / path).stat().st_size
+    assert size == (prepared / path).stat().st_size
     assert 0 < RangeHandler.sent[f"/{path}"] < 64 * 1024 + 0.1 * size, "two of 24 images and the table of contents"
 
 
@@ -157,6 +157,24 @@ def test_a_stream_goes_on_where_it_was(prepared):
     assert begun + [example["scene"].name for example in rest] == whole
     plain = [example["scene"].name for example in stream_scenes(scenes, shuffle=False)]
     assert plain == scenes.names and sorted(whole) == sorted(plain) and whole != plain
+
+
+def test_buckets_are_read_through_fsspec(prepared):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(prepared), "/bucket", recursive=True)
+    local, away = PreparedScenes(prepared, "val"), PreparedScenes("memory://bucket", "val")
+    assert same(local[1], away[1])
+    views, others = (each[1].stored_views.read(np.array([1])) for each in (local, away))
+    np.testing.assert_array_equal(views.depth, others.depth)
+    with pytest.raises(ValueError, match="expected prepared data"):
+        PreparedScenes("memory://nowhere", "val")
+
+
+def test_more_processes_than_scenes_are_refused(prepared):
+    with pytest.raises(ValueError, match="at least one of 2 scenes for each"):
+        stream_scenes(PreparedScenes(prepared, "val"), processes=3)
 
 
 def test_datasets_reads_the_folder_without_this_package(prepared):

@@ -10,6 +10,7 @@ from ...files import write_atomic
 
 PREPARE = "prepare.json"  # what the folder is made with
 MANIFEST = "manifest.json"  # what it holds, when it is complete
+RECORDS = "records"  # what is done, scene by scene
 LOCK = ".lock"  # while a process prepares it
 
 
@@ -20,7 +21,7 @@ def scene_paths(split: str, scene: str) -> tuple[str, str]:
 
 
 def record_path(out: Path, scene: str) -> Path:
-    return out / "records" / f"{scene}.json"
+    return out / RECORDS / f"{scene}.json"
 
 
 def write_readme(out: Path, manifest: dict[str, Any]) -> None:

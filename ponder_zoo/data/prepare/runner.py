@@ -27,7 +27,7 @@ from ...version import __version__
 from ..checks import check_scene
 from ..scene import Array
 from .frame_checks import usable_frames
-from .layout import LOCK, MANIFEST, PREPARE, record_path, scene_paths, write_readme
+from .layout import LOCK, MANIFEST, PREPARE, RECORDS, record_path, scene_paths, write_readme
 from .record import PreparedScene, RawDataset
 
 logger = logging.getLogger(__name__)
@@ -103,14 +103,14 @@ def _prepare(
     scenes = reader.scenes()
     if not scenes:
         raise ValueError(f"Expected scenes in the raw folder; the reader of {reader.name!r} found none. Check --raw.")
-    done = {name: record for name in scenes if (record := _finished(out, name)) is not None}
+    done = _finished(out)
     for record in done.values():
         if strict and record["skipped"]:
             item, reason = record["skipped"][0]
             raise ValueError(f"{record['scene']}: {item}: {reason}. Repair it, or leave out --strict.")
     failures: list[Failure] = []
     todo = [name for name in scenes if name not in done]
-    for result in _bar(_run(reader, out, todo, workers, strict), len(scenes), len(done), progress):
+    for result in _bar(_run(reader, out, todo, workers, strict), len(todo) + len(done), len(done), progress):
         if isinstance(result, Failure):
             failures.append(result)
         else:
@@ -151,17 +151,16 @@ def _start(reader: RawDataset, out: Path, options: dict[str, Any]) -> dict[str, 
     return header
 
 
-def _finished(out: Path, scene: str) -> dict[str, Any] | None:
-    """The record of a scene whose files are there."""
-    file = record_path(out, scene)
-    if not file.is_file():
-        return None
-    record = json.loads(file.read_text())
-    whole = all(
-        (out / path).is_file() and (out / path).stat().st_size == entry["bytes"]
-        for path, entry in record["files"].items()
+def _finished(out: Path) -> dict[str, dict[str, Any]]:
+    """Records of the scenes whose files are there. Their raw data may be gone: a download can come in parts."""
+    records = [json.loads(file.read_text()) for file in (out / RECORDS).rglob("*.json")]
+    return {record["scene"]: record for record in records if _is_whole(out, record["files"])}
+
+
+def _is_whole(out: Path, files: Mapping[str, Any]) -> bool:
+    return all(
+        (out / path).is_file() and (out / path).stat().st_size == entry["bytes"] for path, entry in files.items()
     )
-    return record if whole else None
 
 
 def _run(
@@ -171,22 +170,31 @@ def _run(
         for scene in scenes:
             yield prepare_scene(reader, out, scene, strict)
         return
-    context = multiprocessing.get_context("spawn")  # a forked worker would hold the lock of a run that was killed
-    with ProcessPoolExecutor(min(workers, len(scenes)), mp_context=context, initializer=_die_with_parent) as pool:
-        futures: list[Future[Any]] = [pool.submit(prepare_scene, reader, out, scene, strict) for scene in scenes]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise ValueError(
-                "A worker was killed, perhaps for its memory. Finished scenes are kept: run again with fewer --workers."
-            ) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    pool = ProcessPoolExecutor(
+        min(workers, len(scenes)),
+        mp_context=multiprocessing.get_context("spawn"),  # a forked worker would hold the lock of a run that was killed
+        initializer=_start_worker,
+        initargs=(reader, out, strict),
+    )
+    try:
+        futures: list[Future[Any]] = [pool.submit(_prepare_in_worker, scene) for scene in scenes]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise ValueError(
+            "A worker was killed, perhaps for its memory. Finished scenes are kept: run again with fewer --workers."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _die_with_parent() -> None:
-    """End a worker whose parent was killed; the pool's queues would keep it forever."""
+_work: tuple[RawDataset, Path, bool] | None = None  # what all scenes of a worker share, sent once
+
+
+def _start_worker(reader: RawDataset, out: Path, strict: bool) -> None:
+    """Keep the reader, and end with the parent if that is killed: the pool's queues would keep a worker forever."""
+    global _work
+    _work = reader, out, strict
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -195,6 +203,12 @@ def _die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _prepare_in_worker(scene: str) -> dict[str, Any] | Failure:
+    assert _work is not None
+    reader, out, strict = _work
+    return prepare_scene(reader, out, scene, strict)
 
 
 def prepare_scene(reader: RawDataset, out: Path, name: str, strict: bool = False) -> dict[str, Any] | Failure:
@@ -225,6 +239,8 @@ def _check(prepared: PreparedScene, name: str, reader: RawDataset) -> None:
     if not re.fullmatch(r"\w+", prepared.split):
         raise ValueError(f"Expected a split of letters, digits and underscores, got {prepared.split!r}.")
     check_scene(scene)
+    if scene.color is not None and not 0 <= scene.color.min() <= scene.color.max() <= 255:
+        raise ValueError(f"Expected colours of 0 to 255, got {scene.color.min()} to {scene.color.max()}.")
     for label_set, labels in _label_sets(prepared).items():
         if labels is None:
             continue
