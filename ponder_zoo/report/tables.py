@@ -4,7 +4,8 @@ A configuration of a row says what the paper reports, numbers in percent:
 
     expected: {table: 9, row: PonderV2, column: ScanNet, mIoU: 77.0}
 
-A run belongs to the row whose `expected` its config.yaml repeats; its numbers are those of its eval.json, in [0, 1].
+A run belongs to the row whose `expected` its config.yaml repeats, or, without a config.yaml (sums of other runs), whose
+configuration has its name. Its numbers are those of its eval.json, in [0, 1].
 """
 
 from __future__ import annotations
@@ -70,12 +71,13 @@ def compare(number: str, configs: Path, runs: Path) -> dict[Place, list[Cell]]:
     rows = [(place, numbers) for place, numbers in _expectations(configs.glob("*.yaml")) if place[0] == number]
     rows.sort(key=lambda row: (_natural(row[0][2]), next(iter(row[1].values()))))
     found = {place: [Cell(metric, value) for metric, value in numbers.items()] for place, numbers in rows}
-    for config in sorted(runs.glob("*/config.yaml")):
-        metrics = _metrics(config.parent / "eval.json")
-        for place, _ in _expectations([config]):
+    for run in sorted(path for path in runs.glob("*") if path.is_dir()):
+        metrics = _metrics(run / "eval.json")
+        own, namesake = run / "config.yaml", configs / f"{run.name}.yaml"
+        for place, _ in _expectations([file for file in (own, namesake) if file.is_file()][:1]):
             for cell in found.get(place, []):
                 value = metrics.get(cell.metric)
-                cell.ours.append((config.parent.name, 100 * value if isinstance(value, int | float) else None))
+                cell.ours.append((run.name, 100 * value if isinstance(value, int | float) else None))
     return found
 
 

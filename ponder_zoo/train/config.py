@@ -10,6 +10,7 @@ import sys
 import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -287,6 +288,7 @@ def _show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+@lru_cache(maxsize=32)
 def _comments(cls: type) -> dict[str, str]:
     """The comment behind each field, so that settings are documented where they stand."""
     try:

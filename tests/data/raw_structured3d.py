@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from data.raw_rooms import RawRoom, png
 from numpy.typing import NDArray
+from PIL import Image
 
 # NYU40 ids of the generator's classes, some of which are none of the 25
 NYU40 = {
@@ -75,7 +76,9 @@ def _write(folder: Path, color: NDArray[Any], depth: NDArray[Any], ids: NDArray[
     folder.mkdir(parents=True)
     (folder / "rgb_rawlight.png").write_bytes(png(color))
     (folder / "depth.png").write_bytes(png(depth))
-    (folder / "semantic.png").write_bytes(png(ids))
+    labels = Image.fromarray(ids)
+    labels.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())  # pixels stay the ids
+    labels.save(folder / "semantic.png")
 
 
 def _ids(raw: RawRoom, primitive: NDArray[Any]) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from ponder_zoo.data.checks import check_scene
 from ponder_zoo.data.prepare.images import decode_image
 from ponder_zoo.data.prepare.mesh_normals import nearest_normals
 from ponder_zoo.data.prepare.record import Frame, PreparedScene
-from ponder_zoo.data.prepare.s3dis import S3DIS
+from ponder_zoo.data.prepare.s3dis import S3DIS, _area_mesh
 from ponder_zoo.data.scene import Views
 from ponder_zoo.data.synthetic import signed_distance
 from ponder_zoo.data.unproject import view_points
@@ -134,6 +134,21 @@ def test_normals_of_the_mesh_are_those_of_the_surfaces(raw: Path) -> None:
     assert (exact.normal[exact.segment == 0, 2] < -0.99).mean() > 0.9  # the ceiling faces down
     same = np.abs((exact.normal * guess.normal).sum(1)) > 0.9
     assert same.mean() > 0.7
+
+
+def test_a_mesh_that_cannot_be_read_or_lies_elsewhere_is_said_and_normals_are_estimated(copy: Path) -> None:
+    guess = S3DIS(copy, frames=False, mesh_normals=False).read(OFFICE, no_skip).scene.normal
+    mesh = copy / "2d3ds/area_1/3d/rgb.obj"
+    for text, reason in (
+        ("v 0 0 0\nf 1 2 3\n", "refer to 1 vertices"),
+        ("v 0 0 0\nv 1 0 0\nv 0 0 1\nf 1 2 3\n", "0.5 m"),
+    ):
+        mesh.write_text(text)
+        _area_mesh.cache_clear()
+        skips = Skips()
+        np.testing.assert_array_equal(S3DIS(copy, frames=False).read(OFFICE, skips).scene.normal, guess)
+        ((item, found),) = skips.items()
+        assert item == "Area_1/office_1: mesh" and reason in found
 
 
 def test_the_normal_is_that_of_the_nearest_triangle() -> None:

@@ -140,14 +140,14 @@ def test_frames_land_on_the_surfaces_with_their_classes(raw: Path, room: RawRoom
         for frame in Structured3D(raw, image_stride=stride).read(BEDROOM, no_skip).frames:
             points, segment = seen_points(frame)
             assert np.abs(signed_distance(room.room.primitives, points)).max() < 1e-3
-            assert (segment == class_at(room, points)).mean() > 0.97  # not all: where two surfaces meet
+            assert (segment[::4] == class_at(room, points[::4])).mean() > 0.97  # not all: where two surfaces meet
     assert np.abs(frame.cam_to_world[:3, :3] @ frame.cam_to_world[:3, :3].T - np.eye(3)).max() < 1e-9
 
 
 def test_points_have_the_class_of_their_surface_by_name(raw: Path, room: RawRoom) -> None:
     reader = Structured3D(raw)
     scene = reader.read(BEDROOM, no_skip).scene
-    assert (scene.segment == class_at(room, scene.coord)).mean() > 0.97
+    assert (scene.segment[::4] == class_at(room, scene.coord[::4])).mean() > 0.97
     names = np.array(reader.classes["segment"])
     low, high = np.quantile(scene.coord[:, 2], [0.01, 0.99])
     assert set(names[scene.segment[(scene.coord[:, 2] < low) & (scene.segment >= 0)]]) == {"floor"}

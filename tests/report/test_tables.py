@@ -73,3 +73,11 @@ def test_columns_are_in_natural_order_and_better_rows_later() -> None:
         *(f"Limited reconstructions {percent} %" for percent in (1, 5, 10, 20)),
     ]
     assert [row for _, row, _ in places[:3]] == ["Scratch", "PPT", "PonderV2"]
+
+
+def test_a_sum_of_runs_belongs_to_the_configuration_of_its_name(runs: Path) -> None:
+    folder = runs / "table10_s3dis_average_ponderv2"
+    folder.mkdir()
+    (folder / "eval.json").write_text(json.dumps({"metrics": {"mIoU": 0.5, "mAcc": 0.625, "allAcc": 0.75}}))
+    cells = compare("10", CONFIGS, runs)["10", "PonderV2", "Average"]
+    assert [cell.ours for cell in cells] == [[(folder.name, value)] for value in (50.0, 62.5, 75.0)]

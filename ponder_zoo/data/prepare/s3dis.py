@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from .table_files import read_table
 
 logger = logging.getLogger(__name__)
 
+Mesh = tuple[NDArray[np.float64], NDArray[np.int64]]
+
 _AREA = re.compile(r"Area_[1-6]")
 _COPY = re.compile(r" \(\d+\)$")  # Area_5/office_36 holds "wall_3 (1).txt" beside wall_3.txt
 _OTHER_CLASS = "clutter"  # of names that are no class (stairs), as everywhere
@@ -43,6 +45,11 @@ _OTHER_CLASS = "clutter"  # of names that are no class (stairs), as everywhere
 
 class S3DIS:
     """The rooms of S3DIS. `split` is the area, Area_1 to Area_6.
+
+    The raw folder holds, here or up to two folders deep,
+
+    - Area_1 to Area_6 of Stanford3dDataset_v1.2 (or its aligned version), for the clouds and their labels;
+    - area_1 to area_6 of 2D-3D-S without XYZ images (`data`, and `3d` for normals), if images are wanted.
 
     Args:
         raw: folder that holds the areas of the clouds and, if images or mesh normals are wanted, those of 2D-3D-S.
@@ -97,7 +104,7 @@ class S3DIS:
             frames = read_frames(
                 self.raw, room, coord, skip, classes=self.classes["segment"], stride=self.image_stride, move=to_scene
             )
-        normal = self._normals(room, coord)
+        normal = self._normals(room, coord, skip)
         turn = to_scene[:3, :3]
         cloud = Scene(
             name=scene,
@@ -143,14 +150,14 @@ class S3DIS:
             return np.eye(4)
         return rotation_about(bounding_box(coord).mean(0), -np.radians(angle))
 
-    def _normals(self, room: Path, coord: NDArray[Any]) -> NDArray[np.float32]:
-        if self.mesh_normals:
-            meshes = [(folder / "3d" / "rgb.obj", folder) for folder in area_folders(self.raw, room.parent.name)]
-            parts = [_area_mesh(file, folder.name) for file, folder in meshes if file.is_file()]
-            if parts:
-                start = np.cumsum([0, *(len(vertices) for vertices, _ in parts[:-1])])
-                faces = np.concatenate([faces + first for (_, faces), first in zip(parts, start, strict=True)])
-                return nearest_normals(coord, np.concatenate([vertices for vertices, _ in parts]), faces)
+    def _normals(self, room: Path, coord: NDArray[Any], skip: Skip) -> NDArray[np.float32]:
+        folders = area_folders(self.raw, room.parent.name) if self.mesh_normals else []
+        files = [folder / "3d" / "rgb.obj" for folder in folders if (folder / "3d" / "rgb.obj").is_file()]
+        try:
+            if files:
+                return nearest_normals(coord, *_joined([_area_mesh(file) for file in files]))
+        except (OSError, ValueError) as error:
+            skip(f"{room.parent.name}/{room.name}: mesh", f"{error} Normals are estimated from the points")
         return estimate_normals(coord, viewpoint=room_viewpoint(coord))
 
 
@@ -182,11 +189,17 @@ def _angles(file: Path) -> dict[str, float]:
 
 
 @lru_cache(maxsize=2)  # of area 5a and 5b; rooms come sorted by area
-def _area_mesh(file: Path, area: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """A mesh in the frame of the clouds."""
+def _area_mesh(file: Path) -> Mesh:
+    """Vertices (V, 3) in the frame of the clouds and triangles (F, 3)."""
     vertices, faces = read_obj(file)
-    move = area_pose(area) @ MESH_TO_AREA
+    move = area_pose(file.parent.parent.name) @ MESH_TO_AREA
     return vertices @ move[:3, :3].T + move[:3, 3], faces
+
+
+def _joined(meshes: Sequence[Mesh]) -> Mesh:
+    first = np.cumsum([0, *(len(vertices) for vertices, _ in meshes[:-1])])
+    faces = [faces + start for (_, faces), start in zip(meshes, first, strict=True)]
+    return np.concatenate([vertices for vertices, _ in meshes]), np.concatenate(faces)
 
 
 def _read_instance(file: Path, skip: Skip) -> NDArray[np.float64]:

@@ -47,7 +47,8 @@ Folder = Path | zipfile.Path
 class Structured3D:
     """The rooms of Structured3D, fully furnished. Splits are the published ones, by scene.
 
-    The scenes that the authors call invalid are left out.
+    The raw folder holds the zip files as downloaded, `Structured3D_panorama_*.zip`, `..._perspective_full_*.zip` or one
+    kind of them, or what they contain. The scenes that the authors call invalid are left out.
 
     Args:
         raw: folder of the zip files as downloaded (panorama, perspective or both), or of the unpacked scenes, up to two
