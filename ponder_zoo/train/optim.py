@@ -84,8 +84,6 @@ def make_schedule(
     rise_steps = max(round(warmup * total_steps), 1)
 
     def factor(step: int) -> float:
-        if name == "poly":
-            return (1.0 - min(step, total_steps) / (total_steps + 1)) ** 0.9
         if step < rise_steps:
             risen = (step + 1) / rise_steps
             return 1e-3 ** (1.0 - risen) if name == "exponential" else risen

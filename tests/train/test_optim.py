@@ -139,14 +139,3 @@ def test_averaged_weights_follow_the_model():
             model.weight.fill_(float(step))
         ema.update(model, step)
     assert 100 < ema.module.weight.item() < 199
-
-
-def test_poly_falls_from_the_peak_as_a_power_of_what_is_left():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
-    schedule = make_schedule(optimizer, "poly", total_steps=9)
-    rates = []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([0.1 * (1 - step / 10) ** 0.9 for step in range(10)])
