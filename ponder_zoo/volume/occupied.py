@@ -5,7 +5,7 @@ of a constant volume is known from a 3 x 3 x 3 one, and only what occupied cells
 numbers and gradients; forward and backward of the official network (96 -> 128 channels) takes 2.0 s instead of 4.1 s
 (2026-11, 2 CPU cores, `python -m benchmarks.step --profile`). On CPUs only: the number of occupied cells is not known
 without waiting for the device.
-Test: `tests/volume/test_occupied.py`.
+Tests: `tests/volume/test_occupied.py`, and `tests/volume/test_sync_processes.py` for several processes.
 """
 
 from __future__ import annotations
