@@ -47,7 +47,7 @@ def tiles(kmap: KernelMap) -> list[Tile]:
     """All tiles of a map, from the first output row to the last; built once."""
     if "tiles" not in kmap.cache:
         count = 1 if kmap.table.device.type != "cpu" else kmap.num_pairs // TILE_PAIRS + 1
-        size = -(-kmap.num_out // count)
+        size = max(-(-kmap.num_out // count), 1)
         kmap.cache["tiles"] = [_tile(kmap, begin, size) for begin in range(0, kmap.num_out, size)]
     return cast("list[Tile]", kmap.cache["tiles"])
 
