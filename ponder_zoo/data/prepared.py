@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -86,7 +87,7 @@ class PreparedScenes:
 
     def read(self, files: SceneFiles) -> Scene:
         """The scene of an entry of `files`."""
-        with self.folder.open(*files.scene) as file:
+        with _opened(self.folder, *files.scene) as file:
             scene, frames = read_scene(file, self.label_set)
         if files.frames is None or not self.views:
             return scene
@@ -116,6 +117,19 @@ def _files(record: dict[str, Any]) -> SceneFiles:
     return SceneFiles((scene, sizes[scene]), (frames, sizes[frames]) if frames in sizes else None)
 
 
+@contextmanager
+def _opened(folder: Folder, path: str, size: int) -> Iterator[Any]:
+    """An open file; what goes wrong while it is read becomes an error that names it."""
+    with folder.open(path, size) as file:
+        try:
+            yield file
+        except (OSError, ValueError) as error:  # also what pyarrow raises
+            raise ValueError(
+                f"{folder.root}: expected {path} as {MANIFEST} has it; {error}. Copy the file again, or remove it and "
+                "prepare the data set again."
+            ) from error
+
+
 @dataclass(frozen=True, eq=False)
 class PreparedViews:
     """The images of a prepared scene, still in its file."""
@@ -132,7 +146,7 @@ class PreparedViews:
 
     def read(self, index: Array, /) -> Views:
         """Decode the images of these numbers, colours and labels at the size of the depth."""
-        with self.folder.open(self.path, self.size) as file:
+        with _opened(self.folder, self.path, self.size) as file:
             images = read_images(file, [int(number) for number in index])
         depth = [
             read_depth(image["depth"], self._name(image)).astype(np.float32) * np.float32(scale)

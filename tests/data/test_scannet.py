@@ -13,6 +13,7 @@ import pytest
 from data.miniatures import prepare_miniature, write_raw
 from data.raw_scannet import CATEGORIES, OPTIONS, RAW_NAME, raw_categories, write_label_table, write_sens
 
+from ponder_zoo.data.catalog import DataConfig, open_labelled, open_views
 from ponder_zoo.data.files import read_color, read_depth
 from ponder_zoo.data.ply import read_ply
 from ponder_zoo.data.prepare.__main__ import main
@@ -98,6 +99,16 @@ def test_images_lie_on_the_points_and_agree_with_their_labels(prepared, room):
     assert np.median(distance) < 0.15, "the mesh has edges of 0.2 m"
     close = (distance < 0.05) & (points.segment >= 0)
     assert close.sum() > 100 and (scene.segment[nearest[close]] == points.segment[close]).mean() > 0.9
+
+
+def test_both_label_sets_are_drawn_by_name_from_one_folder(prepared):
+    (twenty,), (full,) = (
+        open_labelled(DataConfig(name=name, root=str(prepared)), "train") for name in ("scannet", "scannet200")
+    )
+    assert (len(twenty.classes), len(full.classes)) == (20, 200) and twenty.condition == full.condition == "ScanNet"
+    assert full[0].segment.max() > 19 and twenty[0].segment.max() <= 19
+    (views,) = open_views(DataConfig(name="scannet200", root=str(prepared)), "train")
+    assert views[0].stored_views.read(np.array([0])).segment is None, "images have the labels of ScanNet-20"
 
 
 def test_test_scenes_have_no_labels(prepared):
