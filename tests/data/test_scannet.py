@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.miniatures import prepare_miniature, write_raw
+from data.miniatures import prepare_miniature
 from data.raw_scannet import CATEGORIES, OPTIONS, RAW_NAME, raw_categories, write_label_table, write_sens
 
 from ponder_zoo.data.catalog import DataConfig, open_labelled, open_views
@@ -29,8 +29,8 @@ TRAIN = ("scene0191_00", "scene0191_01")
 
 
 @pytest.fixture(scope="session")
-def raw(tmp_path_factory) -> Path:
-    return write_raw("scannet", tmp_path_factory.mktemp("raw") / "scannet")
+def raw(raw_miniature) -> Path:
+    return raw_miniature("scannet")
 
 
 @pytest.fixture(scope="session")
@@ -339,9 +339,3 @@ def test_the_command_line_has_the_readers_options(raw, prepared, tmp_path, capsy
         main(["scannet", "--help"])
     help_text = capsys.readouterr().out
     assert "_2d-label-filt.zip" in help_text and "--skip-list" in help_text
-
-
-def test_raw_data_stay_as_they_are(raw, tmp_path):
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in raw.rglob("*")}
-    prepare_miniature("scannet", raw, tmp_path / "out")
-    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in raw.rglob("*")} == before
