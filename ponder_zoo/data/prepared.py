@@ -53,31 +53,27 @@ class PreparedScenes:
         views: bool = True,
         labelled: bool = False,
     ) -> None:
-        self.folder = Folder(root)
-        self.manifest = read_manifest(self.folder)
-        if dataset not in (None, self.manifest["dataset"]):
-            raise ValueError(f"{root}: expected {dataset}, it holds {self.manifest['dataset']}. Check data.root.")
-        if label_set not in self.manifest["classes"]:
+        self.folder, self.label_set, self.views = Folder(root), label_set, views
+        manifest = read_manifest(self.folder)
+        if dataset not in (None, manifest["dataset"]):
+            raise ValueError(f"{root}: expected {dataset}, it holds {manifest['dataset']}. Check data.root.")
+        if label_set not in manifest["classes"]:
             raise ValueError(
-                f"{root}: expected labels {label_set!r}, the prepared form has {list(self.manifest['classes'])}. "
+                f"{root}: expected labels {label_set!r}, the prepared form has {list(manifest['classes'])}. "
                 "Check data.name, or prepare the data set again."
             )
-        self.label_set, self.views = label_set, views
         splits = [split] if isinstance(split, str) else list(split)
         records = [
             record
-            for record in self._records(splits)
+            for record in _of_splits(manifest, splits, self.folder)
             if (record["frames"] or not views) and (label_set in record["labels"] or not labelled)
         ]
         if not records:
             wanted = " and ".join(["images"] * views + ["labels"] * labelled) or "points"
             raise ValueError(f"{root}: none of the scenes of {splits} has {wanted}. See its {MANIFEST}.")
+        self.classes: tuple[str, ...] = tuple(manifest["classes"][label_set])
         self.names = [record["scene"] for record in records]
         self.files = [_files(record) for record in records]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self.manifest["classes"][self.label_set])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -94,14 +90,16 @@ class PreparedScenes:
         labelled = self.label_set == "segment"
         return replace(scene, stored_views=PreparedViews(self.folder, *files.frames, frames, scene.name, labelled))
 
-    def _records(self, splits: Sequence[str]) -> list[dict[str, Any]]:
-        known = list(self.manifest["counts"])
-        missing = [split for split in splits if split not in known]
-        if len(missing) == len(splits):
-            raise ValueError(f"{self.folder.root}: expected splits of {known}, got {splits}. Check data.root.")
-        if missing:
-            logger.warning("%s has no scenes of %s; only those of %s are used.", self.folder.root, missing, known)
-        return [record for record in self.manifest["scenes"] if record["split"] in splits]
+
+def _of_splits(manifest: dict[str, Any], splits: Sequence[str], folder: Folder) -> list[dict[str, Any]]:
+    """Records of the scenes of some splits."""
+    known = list(manifest["counts"])
+    missing = [split for split in splits if split not in known]
+    if len(missing) == len(splits):
+        raise ValueError(f"{folder.root}: expected splits of {known}, got {splits}. Check data.root.")
+    if missing:
+        logger.warning("%s has no scenes of %s; only those of %s are used.", folder.root, missing, known)
+    return [record for record in manifest["scenes"] if record["split"] in splits]
 
 
 class SceneFiles(NamedTuple):

@@ -201,15 +201,6 @@ def truncate(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[: SensFile(file).starts[2] + 500])
 
 
-def truncate_image(folder: Path) -> None:
-    """Bytes of a JPEG are lost, its stated length is right."""
-    file = folder / "scene0191_00.sens"
-    data = bytearray(file.read_bytes())
-    start = SensFile(file).starts[0] + 96
-    data[start + 300 : start + 900] = bytes(600)
-    file.write_bytes(data)
-
-
 def remove(name: str):
     return lambda folder: (folder / name).unlink()
 
