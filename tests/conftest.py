@@ -6,7 +6,8 @@ import importlib.util
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the shared parity vectors and samples are not at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def raw_miniature(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The miniature raw data set of a name, written once; not to be changed."""
+    from data.miniatures import write_raw
+
+    return cache(lambda name: write_raw(name, tmp_path_factory.mktemp(name) / "raw"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,31 +53,27 @@ class PreparedScenes:
         views: bool = True,
         labelled: bool = False,
     ) -> None:
-        self.folder = Folder(root)
-        self.manifest = read_manifest(self.folder)
-        if dataset not in (None, self.manifest["dataset"]):
-            raise ValueError(f"{root}: expected {dataset}, it holds {self.manifest['dataset']}. Check data.root.")
-        if label_set not in self.manifest["classes"]:
+        self.folder, self.label_set, self.views = Folder(root), label_set, views
+        manifest = read_manifest(self.folder)
+        if dataset not in (None, manifest["dataset"]):
+            raise ValueError(f"{root}: expected {dataset}, it holds {manifest['dataset']}. Check data.root.")
+        if label_set not in manifest["classes"]:
             raise ValueError(
-                f"{root}: expected labels {label_set!r}, the prepared form has {list(self.manifest['classes'])}. "
+                f"{root}: expected labels {label_set!r}, the prepared form has {list(manifest['classes'])}. "
                 "Check data.name, or prepare the data set again."
             )
-        self.label_set, self.views = label_set, views
         splits = [split] if isinstance(split, str) else list(split)
         records = [
             record
-            for record in self._records(splits)
+            for record in _of_splits(manifest, splits, self.folder)
             if (record["frames"] or not views) and (label_set in record["labels"] or not labelled)
         ]
         if not records:
             wanted = " and ".join(["images"] * views + ["labels"] * labelled) or "points"
             raise ValueError(f"{root}: none of the scenes of {splits} has {wanted}. See its {MANIFEST}.")
+        self.classes: tuple[str, ...] = tuple(manifest["classes"][label_set])
         self.names = [record["scene"] for record in records]
         self.files = [_files(record) for record in records]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self.manifest["classes"][self.label_set])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -86,21 +83,23 @@ class PreparedScenes:
 
     def read(self, files: SceneFiles) -> Scene:
         """The scene of an entry of `files`."""
-        with self.folder.open(*files.scene) as file:
+        with _opened(self.folder, *files.scene) as file:
             scene, frames = read_scene(file, self.label_set)
         if files.frames is None or not self.views:
             return scene
         labelled = self.label_set == "segment"
         return replace(scene, stored_views=PreparedViews(self.folder, *files.frames, frames, scene.name, labelled))
 
-    def _records(self, splits: Sequence[str]) -> list[dict[str, Any]]:
-        known = list(self.manifest["counts"])
-        missing = [split for split in splits if split not in known]
-        if len(missing) == len(splits):
-            raise ValueError(f"{self.folder.root}: expected splits of {known}, got {splits}. Check data.root.")
-        if missing:
-            logger.warning("%s has no scenes of %s; only those of %s are used.", self.folder.root, missing, known)
-        return [record for record in self.manifest["scenes"] if record["split"] in splits]
+
+def _of_splits(manifest: dict[str, Any], splits: Sequence[str], folder: Folder) -> list[dict[str, Any]]:
+    """Records of the scenes of some splits."""
+    known = list(manifest["counts"])
+    missing = [split for split in splits if split not in known]
+    if len(missing) == len(splits):
+        raise ValueError(f"{folder.root}: expected splits of {known}, got {splits}. Check data.root.")
+    if missing:
+        logger.warning("%s has no scenes of %s; only those of %s are used.", folder.root, missing, known)
+    return [record for record in manifest["scenes"] if record["split"] in splits]
 
 
 class SceneFiles(NamedTuple):
@@ -114,6 +113,19 @@ def _files(record: dict[str, Any]) -> SceneFiles:
     scene, frames = scene_paths(record["split"], record["scene"])
     sizes = {path: entry["bytes"] for path, entry in record["files"].items()}
     return SceneFiles((scene, sizes[scene]), (frames, sizes[frames]) if frames in sizes else None)
+
+
+@contextmanager
+def _opened(folder: Folder, path: str, size: int) -> Iterator[Any]:
+    """An open file; what goes wrong while it is read becomes an error that names it."""
+    with folder.open(path, size) as file:
+        try:
+            yield file
+        except (OSError, ValueError) as error:  # also what pyarrow raises
+            raise ValueError(
+                f"{folder.root}: expected {path} as {MANIFEST} has it; {error}. Copy the file again, or remove it and "
+                "prepare the data set again."
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +144,7 @@ class PreparedViews:
 
     def read(self, index: Array, /) -> Views:
         """Decode the images of these numbers, colours and labels at the size of the depth."""
-        with self.folder.open(self.path, self.size) as file:
+        with _opened(self.folder, self.path, self.size) as file:
             images = read_images(file, [int(number) for number in index])
         depth = [
             read_depth(image["depth"], self._name(image)).astype(np.float32) * np.float32(scale)

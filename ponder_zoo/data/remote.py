@@ -28,7 +28,7 @@ class Folder:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = str(root).rstrip("/") if is_url(root) else str(root)
+        self.root = str(root).rstrip("/") if is_url(root) else str(Path(root).expanduser())
 
     def read(self, path: str) -> bytes:
         """All of a file.

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,47 @@ def test_a_killed_run_goes_on_to_the_same_bytes(raw, prepared, tmp_path):
         assert text == (prepared / file).read_text()
         del whole[file], resumed[file]
     assert resumed == whole
+
+
+@pytest.mark.parametrize("last", [0, 1, 3, 5, 8, 10, 15, 17])
+def test_a_kill_at_any_write_costs_nothing_that_was_written(raw, prepared, tmp_path, monkeypatch, last):
+    """The run dies in the middle of each kind of write: of settings, points, images, records, card, manifest."""
+    import ponder_zoo.data.prepare.layout as layout
+    import ponder_zoo.data.prepare.runner as runner
+
+    write, count = runner.write_atomic, iter(range(1000))
+
+    def dying(path, content):
+        if next(count) == last:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            half = content[: len(content) // 2]
+            path.with_name(f".{path.name}.1.abc.tmp").write_bytes(half if isinstance(half, bytes) else half.encode())
+            raise KeyboardInterrupt
+        return write(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner, "write_atomic", dying)
+        patch.setattr(layout, "write_atomic", dying)
+        prepare(Rooms, raw, tmp_path / "out", progress=False)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/records").rglob("*.json")}
+    assert len(kept) == min(max(last - 1, 0) // 3, COUNT)
+    prepare(Rooms, raw, tmp_path / "out", progress=False)
+    assert tree(tmp_path / "out") == tree(prepared)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_files_that_were_damaged_later_are_named(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "copy")
+    scenes = PreparedScenes(tmp_path / "copy", "train")
+    for path, size in (scenes.files[0].scene, scenes.files[1].frames):
+        (tmp_path / "copy" / path).write_bytes(bytes(size))
+    with pytest.raises(ValueError, match=r"expected scenes/train/./room_00\.parquet as manifest.json has it"):
+        scenes[0]
+    with pytest.raises(ValueError, match=r"expected frames/train/./room_01\.parquet as manifest.json has it"):
+        scenes[1].stored_views.read(np.array([0]))
+    (tmp_path / "copy" / scenes.files[2].scene[0]).unlink()
+    with pytest.raises(ValueError, match=r"expected a file scenes/train/./room_03\.parquet"):
+        scenes[2]
 
 
 def test_what_cannot_be_used_is_left_out_with_a_reason_or_is_an_error(damaged, tmp_path):

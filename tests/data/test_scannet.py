@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.miniatures import prepare_miniature, write_raw
+from data.miniatures import prepare_miniature
 from data.raw_scannet import CATEGORIES, OPTIONS, RAW_NAME, raw_categories, write_label_table, write_sens
 
+from ponder_zoo.data.catalog import DataConfig, open_labelled, open_views
 from ponder_zoo.data.files import read_color, read_depth
 from ponder_zoo.data.ply import read_ply
 from ponder_zoo.data.prepare.__main__ import main
@@ -28,8 +29,8 @@ TRAIN = ("scene0191_00", "scene0191_01")
 
 
 @pytest.fixture(scope="session")
-def raw(tmp_path_factory) -> Path:
-    return write_raw("scannet", tmp_path_factory.mktemp("raw") / "scannet")
+def raw(raw_miniature) -> Path:
+    return raw_miniature("scannet")
 
 
 @pytest.fixture(scope="session")
@@ -98,6 +99,16 @@ def test_images_lie_on_the_points_and_agree_with_their_labels(prepared, room):
     assert np.median(distance) < 0.15, "the mesh has edges of 0.2 m"
     close = (distance < 0.05) & (points.segment >= 0)
     assert close.sum() > 100 and (scene.segment[nearest[close]] == points.segment[close]).mean() > 0.9
+
+
+def test_both_label_sets_are_drawn_by_name_from_one_folder(prepared):
+    (twenty,), (full,) = (
+        open_labelled(DataConfig(name=name, root=str(prepared)), "train") for name in ("scannet", "scannet200")
+    )
+    assert (len(twenty.classes), len(full.classes)) == (20, 200) and twenty.condition == full.condition == "ScanNet"
+    assert full[0].segment.max() > 19 and twenty[0].segment.max() <= 19
+    (views,) = open_views(DataConfig(name="scannet200", root=str(prepared)), "train")
+    assert views[0].stored_views.read(np.array([0])).segment is None, "images have the labels of ScanNet-20"
 
 
 def test_test_scenes_have_no_labels(prepared):
@@ -188,15 +199,6 @@ def spoil_size(folder: Path) -> None:
 def truncate(folder: Path) -> None:
     file = folder / "scene0191_00.sens"
     file.write_bytes(file.read_bytes()[: SensFile(file).starts[2] + 500])
-
-
-def truncate_image(folder: Path) -> None:
-    """Bytes of a JPEG are lost, its stated length is right."""
-    file = folder / "scene0191_00.sens"
-    data = bytearray(file.read_bytes())
-    start = SensFile(file).starts[0] + 96
-    data[start + 300 : start + 900] = bytes(600)
-    file.write_bytes(data)
 
 
 def remove(name: str):
@@ -328,9 +330,3 @@ def test_the_command_line_has_the_readers_options(raw, prepared, tmp_path, capsy
         main(["scannet", "--help"])
     help_text = capsys.readouterr().out
     assert "_2d-label-filt.zip" in help_text and "--skip-list" in help_text
-
-
-def test_raw_data_stay_as_they_are(raw, tmp_path):
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in raw.rglob("*")}
-    prepare_miniature("scannet", raw, tmp_path / "out")
-    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in raw.rglob("*")} == before

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import math
+import threading
 
 import pytest
-from data.miniatures import NAMES, prepare_miniature, write_raw
+from data.miniatures import NAMES, prepare_miniature
 
 from ponder_zoo.train.log import read_metrics
 
@@ -20,12 +23,12 @@ PRETRAIN = [
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def prepared(request, tmp_path_factory):
+def prepared(request, raw_miniature, tmp_path_factory):
     """(name, folder of the prepared form)."""
-    folder = tmp_path_factory.mktemp(request.param)
-    manifest = prepare_miniature(request.param, write_raw(request.param, folder / "raw"), folder / "prepared")
+    out = tmp_path_factory.mktemp(request.param)
+    manifest = prepare_miniature(request.param, raw_miniature(request.param), out)
     assert not manifest["failed"]
-    return request.param, folder / "prepared"
+    return request.param, out
 
 
 def losses(run) -> list[float]:
@@ -38,6 +41,7 @@ def test_prepare_pretrain_finetune_evaluate(run_recipe, prepared, tmp_path):
     first, second = tmp_path / "pretrain", tmp_path / "finetune"
     run_recipe("pretrain", *SMALL, *PRETRAIN, *data, f"output={first}")
     run_recipe("finetune", *SMALL, *data, f"init={first}", f"output={second}", "max_points=3000", "fragments=1")
+    assert json.loads((first / "eval.json").read_text())["metrics"]["psnr"] > 0, "images of the validation scenes"
     for run in (first, second):
         assert len(losses(run)) == 2 and all(math.isfinite(loss) for loss in losses(run))
     classes = json.loads((folder / "manifest.json").read_text())["classes"]["segment"]
@@ -46,5 +50,18 @@ def test_prepare_pretrain_finetune_evaluate(run_recipe, prepared, tmp_path):
     run_recipe("evaluate", f"run={second}", f"output={tmp_path / 'again'}")
     again = json.loads((tmp_path / "again/eval.json").read_text())
     assert again["metrics"] == pytest.approx(scores["metrics"], nan_ok=True)
-    run_recipe("evaluate", f"run={first}", f"output={tmp_path / 'views'}", "eval_views=2", "eval_stride=8")
-    assert json.loads((tmp_path / "views/eval.json").read_text())["metrics"]["psnr"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prepared", ["scannet"], indirect=True)
+def test_training_from_a_web_server_is_training_from_a_folder(run_recipe, prepared, tmp_path):
+    _, folder = prepared
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        roots = {"near": str(folder), "far": f"http://127.0.0.1:{server.server_port}"}
+        for run, root in roots.items():
+            data = ["data.name=scannet", f"data.root={root}", "data.workers=2"]
+            run_recipe("pretrain", *SMALL, *PRETRAIN, *data, f"output={tmp_path / run}")
+        server.shutdown()
+    assert losses(tmp_path / "near") == losses(tmp_path / "far")

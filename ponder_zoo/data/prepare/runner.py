@@ -143,7 +143,7 @@ def _start(reader: RawDataset, out: Path, options: dict[str, Any]) -> dict[str, 
                     f"{out} was prepared with {key} {before.get(key)!r}, now it is {header[key]!r}. "
                     "Give the same options, or another --out."
                 )
-    elif any(child.name != LOCK for child in out.iterdir()):
+    elif any(child.name != LOCK and not child.match(f".{PREPARE}.*.tmp") for child in out.iterdir()):
         raise ValueError(f"{out}: expected an empty folder or prepared data; it holds other files. Change --out.")
     for leftover in out.rglob(".*.tmp"):
         leftover.unlink()

@@ -84,7 +84,7 @@ def read_scene(source: Any, label_set: str = "segment") -> tuple[Scene, FrameTab
         source: the bytes, or an open file.
         label_set: column with the labels.
     """
-    row = pq.read_table(source).slice(0, 1)
+    row = pq.ParquetFile(source, pre_buffer=True).read(use_threads=False).slice(0, 1)
     coord = _array(row, "coord", np.float32, 3)
     assert coord is not None
     scene = Scene(
