@@ -157,9 +157,9 @@ class ClassBar:
     percent: float | None  # None: the class does not occur
 
 
-def class_bars(evaluation: Mapping[str, Any]) -> list[ClassBar]:
-    """Per-class IoU of `eval.json`, best first, classes that do not occur last."""
-    table = evaluation.get("iou", evaluation.get("per_class"))
+def class_bars(evaluation: Mapping[str, Any], score: str = "iou") -> list[ClassBar]:
+    """A per-class score of `eval.json` (`iou`, `ap50`), best first, classes that do not occur last."""
+    table = evaluation.get(score, evaluation.get("per_class") if score == "iou" else None)
     if not isinstance(table, Mapping):
         return []
     bars = []

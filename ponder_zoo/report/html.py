@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ..files import write_atomic
 from ..version import __version__
-from .figures import CONSTANT, class_bars, key_figures, metric_style, readable
+from .figures import CONSTANT, ClassBar, class_bars, key_figures, metric_style, readable
 from .run_files import RunFiles, json_ready, read_run
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -85,7 +85,7 @@ def render_report(run: RunFiles, *, title: str = "", notes: Sequence[str] = ()) 
         figures=key_figures(run.evaluation),
         remarks=[str(remark) for remark in remarks],
         series=series,
-        bars=class_bars(run.evaluation),
+        bar_tables=[table for table in _bar_tables(run.evaluation) if table[2]],
         curve_rows=_curve_rows(run.metrics),
         has_charts=bool(charts),
         cloud_points=len(run.clouds.get("coord", ())),
@@ -117,6 +117,15 @@ def _packed_plotly() -> str:
     except ImportError as error:
         raise ImportError(f"Curves and 3D views are drawn by plotly, which is not installed. {_INSTALL}") from error
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+
+def _bar_tables(evaluation: Mapping[str, Any]) -> list[tuple[str, str, list[ClassBar]]]:
+    """Heading, name of the score, and bars."""
+    tables = [
+        ("Intersection over union by class", "IoU", "iou"),
+        ("Average precision of instances (AP50)", "AP50", "ap50"),
+    ]
+    return [(heading, score, class_bars(evaluation, key)) for heading, score, key in tables]
 
 
 # Head

@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 import ponder_zoo as pz
+from ponder_zoo.data import SyntheticRooms, segmentation_test_transforms
+from ponder_zoo.data.collate import LabelCollate
 from ponder_zoo.heads.instances import propose_instances
 from ponder_zoo.losses.instance import offset_losses
 from ponder_zoo.losses.segmentation import cross_entropy
+from ponder_zoo.metrics.instance import InstanceAP
 from ponder_zoo.models.pointgroup import PointGroup, pointgroup_on
 from ponder_zoo.structures import Instances, PointBatch
 
@@ -156,3 +159,21 @@ def test_it_takes_over_an_encoder_and_is_saved_with_it(name, tmp_path):
     assert isinstance(again, PointGroup) and again.grid_size == 0.05
     for ours, theirs in zip(again(points, return_offsets=True), model(points, return_offsets=True), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_network_that_is_always_right_has_an_average_precision_of_1():
+    """From labels to targets, clusters, original points and scores."""
+    scene = SyntheticRooms("train", num_scenes=1, num_views=3, image_size=(48, 64), sensor="off")[0]
+    sampled = segmentation_test_transforms(0.02)(scene, np.random.default_rng(0))
+    points, labels = LabelCollate(ignored_classes=(0, 1))([sampled])
+    logits = 20.0 * torch.nn.functional.one_hot(labels.segment.clamp(min=0), 20).float()
+    offset = torch.where(labels.instance[:, None] >= 0, labels.center - points.coord, 0.0)
+    model = PointGroup(6, 20, grid_size=0.02, **WIDTHS)
+    found = model.group_points(points, logits, offset, min_points=0)
+    metric = InstanceAP(20, min_points=30)
+    metric.update(found, scene.segment, scene.instance)
+    assert len(found) >= 5 and metric.compute()["AP"] == 1.0
+    shuffled = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))
+    metric = InstanceAP(20, min_points=30)
+    metric.update(model.group_points(points, logits[shuffled], offset, min_points=0), scene.segment, scene.instance)
+    assert metric.compute()["AP"] < 0.1

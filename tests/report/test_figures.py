@@ -52,3 +52,5 @@ def test_class_bars_are_sorted_and_unknown_last() -> None:
     bars = class_bars({"iou": {"a": 0.1, "b": None, "c": 0.9, "d": {"iou": 0.5}}})
     assert [(bar.name, bar.percent) for bar in bars] == [("c", 90.0), ("d", 50.0), ("a", 10.0), ("b", None)]
     assert class_bars({"metrics": {}}) == []
+    assert [bar.percent for bar in class_bars({"ap50": {"a": 0.25}}, "ap50")] == [25.0]
+    assert class_bars({"per_class": {"a": 0.25}}, "ap50") == []

@@ -89,6 +89,7 @@ def run_dir(tmp_path: Path) -> Path:
         {"psnr": 21.5, "depth_median_error": 0.08, "broken": math.nan},
         baselines={"constant": {"psnr": 13.25, "depth_median_error": 0.64}},
         iou={"wall": 0.75, NASTY: 0.5, "sink": math.nan},
+        ap50={"chair": 0.375, "wall": math.nan},
         step=10,
     )
     write_run_info(
@@ -108,6 +109,7 @@ def test_the_page_is_complete_and_refers_to_nothing_outside(run_dir: Path) -> No
     assert not re.search(r"@import|url\(", source)
     for anchor in (reference[1:] for reference in page.references if reference.startswith("#")):
         assert anchor in page.ids, f"a link to #{anchor}, which is not there"
+    assert "Average precision of instances (AP50)" in page.text and "37.5 %" in page.text
     assert "Pre-training of tiny" in page.text and "2 min 05 s" in page.text
     assert "function" in gzip.decompress(base64.b64decode(page.scripts["plotly"])).decode()
     assert list(run_dir.glob(".report*")) == []
