@@ -162,10 +162,10 @@ def one_step(settings: list[str], step: int) -> dict[str, dict[str, torch.Tensor
     }
 
 
-def process(index: int, port: int, settings: list[str], folder: str) -> None:
+def process(index: int, port: int, settings: list[str], folder: str, steps: list[int]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=index, world_size=2)
-    for step in range(3):
+    for step in steps:
         result = one_step(settings, step)
         if index == 1:
             torch.save(result, f"{folder}/{step}.pt")
@@ -174,13 +174,15 @@ def process(index: int, port: int, settings: list[str], folder: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_two_processes_take_the_joint_steps_of_one(joint_settings, tmp_path):
+@pytest.mark.parametrize("steps", [[1], pytest.param([0, 2], marks=pytest.mark.slow)], ids=str)
+def test_two_processes_take_the_joint_steps_of_one(joint_settings, tmp_path, steps):
     """One step of each data set: semantics, the head's loss and the norms of present and absent conditions agree."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(process, args=(port, joint_settings, str(tmp_path)), nprocs=2, start_method="spawn")
-    for step in range(3):
+    arguments = (port, joint_settings, str(tmp_path), steps)
+    mp.start_processes(process, args=arguments, nprocs=2, start_method="spawn")
+    for step in steps:
         one, two = one_step(joint_settings, step), torch.load(tmp_path / f"{step}.pt", weights_only=True)
         assert {"semantic", "ppt"} <= one["loss"].keys()
         reached = set(one["gradient"])
