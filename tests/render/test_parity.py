@@ -167,8 +167,10 @@ def test_losses_and_gradients_agree(case: Case, samples: str) -> None:
         ends = torch.cat([starts[:, 1:], output_ends(case)[:, None]], 1)
         output = case.renderer.render_samples(case.samples(starts, ends), case.rays.valid, case.volume)
         limit, loss_limit = 1e-4, 1e-4
-    table, segment = case["in.target.semantic"], torch.arange(len(case["in.target.semantic"]))
-    segment = segment.where(table.abs().sum(-1) > 0, torch.tensor(-1))  # a row per ray serves as class table
+    # A row per ray serves as class table; before them one of label 0, which is none in the official code.
+    rows = case["in.target.semantic"]
+    table, segment = torch.nn.functional.pad(rows, (0, 0, 1, 0)), 1 + torch.arange(len(rows))
+    segment = segment.where(rows.abs().sum(-1) > 0, torch.tensor(-1))
     targets = RayTargets(case["in.target.rgb"][None], case["in.target.depth"][None, :, 0], segment=segment[None])
     weights = replace(RenderLossWeights.official(), truncation=case.config["loss"]["sensor_depth_truncation"])
     losses = render_loss(output, targets, case.rays, weights, class_embeddings=table)
