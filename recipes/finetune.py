@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from evaluate import EVALUATED
 from torch import Tensor, nn
 
@@ -32,6 +31,7 @@ from ponder_zoo.data.catalog import DataConfig, Source, open_labelled
 from ponder_zoo.data.collate import LabelCollate
 from ponder_zoo.data.limited import LimitedScenes, read_annotations, read_scene_list
 from ponder_zoo.data.segmentation import SegmentationDataset
+from ponder_zoo.data.semantics import SemanticConfig, embed_classes
 from ponder_zoo.data.transforms import Transform, instance_train_transforms, segmentation_train_transforms
 from ponder_zoo.layers.sync_norm import set_norm_momentum, synchronize_batch_norm
 from ponder_zoo.losses.instance import offset_losses
@@ -68,7 +68,7 @@ class Config:
     encoder_args: dict[str, Any] = field(default_factory=dict)
     task: Literal["segment", "instances"] = "segment"
     head: Literal["linear", "per_condition", "text"] = "linear"  # of several sets: of their common classes, or of each
-    class_embeddings: str | None = None  # safetensors file with a vector for each class name, for head=text
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)  # of head=text: table, text_model, text_weights
     mode: Literal["full", "decoder", "linear"] = "full"  # what is trained; the rest is frozen, norm statistics included
     grid_size: float | None = None  # metres; null: that of the pre-training, 0.08 with init=scratch
     max_points: int = 100_000  # of a scene, cropped after grid sampling
@@ -190,25 +190,8 @@ def head_options(cfg: Config, sources: list[Source]) -> tuple[dict[str, Any], Te
     options = {"num_classes": len(classes), "condition": sources[0].condition, "head": cfg.head}
     if cfg.head == "per_condition":
         return options | {"head_classes": {name: len(names) for name, names in spaces.items()}}, None
-    names = list(dict.fromkeys(name for names in spaces.values() for name in names))
-    table = read_class_embeddings(cfg, names)
-    rows = {condition: [names.index(name) for name in own] for condition, own in spaces.items()}
-    text_head = {"embed_dim": table.shape[1], "num_embeddings": len(names), "classes": rows}
-    return options | {"text_head": text_head}, table
-
-
-def read_class_embeddings(cfg: Config, names: list[str]) -> Tensor:
-    """Unit vectors (number of names, D) of a file with one vector per name."""
-    from safetensors.torch import load_file
-
-    vectors = {} if cfg.class_embeddings is None else load_file(cfg.class_embeddings)
-    missing = [name for name in names if name not in vectors]
-    if missing:
-        raise ConfigError(
-            f"head=text expected class_embeddings=FILE with a vector for each class; {cfg.class_embeddings} lacks "
-            f"{missing[:5]}. Make the file with a text encoder, or use head=per_condition, which needs none."
-        )
-    return nn.functional.normalize(torch.stack([vectors[name].float() for name in names]), dim=1)
+    semantics = embed_classes(cfg.semantic, {str(name): names for name, names in spaces.items()})
+    return options | {"text_head": semantics.head}, semantics.table
 
 
 def frozen_parts(model: nn.Module) -> Iterator[nn.Module]:

@@ -80,14 +80,15 @@ def make_semantics(
             f"{sorted(positive) or 'nothing'}. Labels have loss.semantic and ppt_loss_weight, features loss.feature."
         )
     if config.targets == "labels":
-        return _classes(config, label_spaces(sources, condition))
+        return embed_classes(config, label_spaces(sources, condition))
     if config.targets == "features":
         features = _images(config, sources)
         return Semantics(dim=features.channels, features=features)
     return Semantics()
 
 
-def _classes(config: SemanticConfig, spaces: Mapping[str, Sequence[str]]) -> Semantics:
+def embed_classes(config: SemanticConfig, spaces: Mapping[str, Sequence[str]]) -> Semantics:
+    """The table of all classes of some conditions, by name; see `make_semantics` for what it raises."""
     official = config.table == "official"
     names, rows = class_table(spaces, official=official)
     if config.table == "one-hot":
