@@ -65,7 +65,7 @@ class Config:
     folds: tuple[str, ...] = ()  # evaluated runs whose counts are added up instead, as in S3DIS's cross-validation
     task: Literal["auto", "render", "segment", "instances"] = "auto"  # auto: what the model has heads for
     data: DataConfig = field(default_factory=DataConfig)
-    split: Literal["train", "val"] = "val"
+    split: Literal["train", "val", "test"] = "val"  # test: for a submission, its scenes need no labels
     expected: dict[str, Any] = field(default_factory=dict)  # what the paper reports; see finetune.py
     grid_size: float | None = None  # metres; null: that of the model
     volume_shape: tuple[int, int, int] = (48, 48, 24)  # X, Y, Z cells, for rendering

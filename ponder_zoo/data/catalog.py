@@ -12,7 +12,7 @@ from .pretrain import PretrainDataset
 from .scene import Scene
 from .transforms import Compose, RandomDropout, pretrain_transforms
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
 KEPT_ROOMS = 48  # of the generator, in memory: 10 MB each at the default size, five times faster than from its cache
 
 
@@ -201,12 +201,18 @@ def _synthetic(config: DataConfig, split: Split, space: str | None) -> Any:
     )
 
 
+def _without_test(name: str, split: Split) -> Literal["train", "val"]:
+    if split == "test":
+        raise ValueError(f"Expected split=train or val, got test, which {name} does not have. Evaluate with split=val.")
+    return split
+
+
 def _rgbd(config: DataConfig, split: Split, root: Any) -> Any:
     from .rgbd import PosedRGBD
 
     return PosedRGBD(
         root,
-        split,
+        _without_test("rgbd", split),
         views_per_item=config.views_per_item,
         frame_interval=config.frame_interval,
         holdout_every=config.holdout_every,
@@ -219,7 +225,7 @@ def _scannet_labelled(config: DataConfig, split: Split, root: Any) -> Any:
 
     if len(root) > 1:
         raise ValueError(f"Expected one folder in data.root for scannet_labelled, got {root}. Put the scans together.")
-    return LabelledScans(root[0], split, val_every=config.val_every)
+    return LabelledScans(root[0], _without_test("scannet_labelled", split), val_every=config.val_every)
 
 
 def _prepared(name: str, config: DataConfig, split: Split, root: Any, *, views: bool) -> Any:
@@ -230,9 +236,11 @@ def _prepared(name: str, config: DataConfig, split: Split, root: Any, *, views: 
         raise ValueError(f"Expected one folder or URL in data.root for {name}, got {root}.")
     splits = [split]
     if dataset == "s3dis":
+        split = _without_test(name, split)
         areas = {f"Area_{number}" for number in range(1, 7)}
         held_out = {f"Area_{config.val_area}"}
         if not held_out <= areas:
             raise ValueError(f"Expected data.val_area to be 1 to 6, got {config.val_area}.")
         splits = sorted(held_out if split == "val" else areas - held_out)
-    return PreparedScenes(root[0], splits, dataset=dataset, label_set=label_set, views=views, labelled=not views)
+    labelled = not views and split != "test"  # labels of test scenes may be the benchmark's secret
+    return PreparedScenes(root[0], splits, dataset=dataset, label_set=label_set, views=views, labelled=labelled)

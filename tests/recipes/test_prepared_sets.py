@@ -35,6 +35,10 @@ def losses(run) -> list[float]:
     return [row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
 
 
+def manifest_of(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
 def test_prepare_pretrain_finetune_evaluate(run_recipe, prepared, tmp_path):
     name, folder = prepared
     data = [f"data.name={name}", f"data.root={folder}"]
@@ -44,12 +48,18 @@ def test_prepare_pretrain_finetune_evaluate(run_recipe, prepared, tmp_path):
     assert json.loads((first / "eval.json").read_text())["metrics"]["psnr"] > 0, "images of the validation scenes"
     for run in (first, second):
         assert len(losses(run)) == 2 and all(math.isfinite(loss) for loss in losses(run))
-    classes = json.loads((folder / "manifest.json").read_text())["classes"]["segment"]
+    classes = manifest_of(folder)["classes"]["segment"]
     scores = json.loads((second / "eval.json").read_text())
     assert list(scores["iou"]) == classes
     run_recipe("evaluate", f"run={second}", f"output={tmp_path / 'again'}")
     again = json.loads((tmp_path / "again/eval.json").read_text())
     assert again["metrics"] == pytest.approx(scores["metrics"], nan_ok=True)
+    if name == "scannet":  # its test scenes have no labels
+        out = tmp_path / "test"
+        run_recipe("evaluate", f"run={second}", f"output={out}", "split=test", f"submission={out / 'files'}")
+        (file,) = (out / "files").glob("*.txt")
+        (scene,) = (record for record in manifest_of(folder)["scenes"] if record["split"] == "test")
+        assert file.stem == scene["scene"] and len(file.read_text().splitlines()) == scene["points"]
 
 
 @pytest.mark.slow
