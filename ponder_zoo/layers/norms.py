@@ -156,7 +156,9 @@ class PromptDrivenNorm(nn.Module):
             if len(index) == 0 and not self._norm(condition).reduces:
                 continue  # otherwise another process may have rows of this condition and wait for this one
             place = 0 if group is None else group  # no row reads the context of an absent condition
-            part = self._apply_norm(condition, feat.index_select(0, index), shift[place], scale[place])
+            part = self._apply_norm(
+                condition, feat.index_select(0, index), shift[place], scale[place], absent=group is None
+            )
             out = out.index_copy(0, index, part)
         return out.relu_() if relu else out
 
@@ -168,10 +170,19 @@ class PromptDrivenNorm(nn.Module):
             shift, scale = self.modulation(F.silu(context)).chunk(2, dim=-1)
         return shift, scale
 
-    def _apply_norm(self, condition: int, feat: Tensor, shift: Tensor, scale: Tensor, *, relu: bool = False) -> Tensor:
+    def _apply_norm(
+        self,
+        condition: int,
+        feat: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        *,
+        relu: bool = False,
+        absent: bool = False,
+    ) -> Tensor:
         # The norm's own scale and shift are folded with the context's: two passes over (N, C) less.
         norm = self._norm(condition)
         weight = 1.0 + scale
-        if norm.affine:
+        if norm.affine and not absent:  # an absent one's would get a gradient of zero, which lets momentum move them
             weight, shift = norm.weight * weight, norm.bias * weight + shift
         return norm.normalize(feat, weight, shift, relu=relu)
