@@ -32,6 +32,7 @@ import ponder_zoo as pz
 from ponder_zoo.data.catalog import DataConfig, Source, open_labelled, open_views, pretrain_dataset
 from ponder_zoo.data.collate import PointCollate, collate_scenes
 from ponder_zoo.data.image_features import ImageFeatures, look_up
+from ponder_zoo.data.model_input import model_collate
 from ponder_zoo.data.motion import move_scene
 from ponder_zoo.data.pretrain import PretrainDataset
 from ponder_zoo.data.scene import Scene, Views
@@ -99,7 +100,7 @@ def main(cfg: Config) -> None:
         return
     ponder = pz.create_pretrainer(f"local-dir:{folder}", pretrained=True, encoder_args=options)
     ponder = ponder.to(accelerator.device).eval()
-    sets = view_sets(replace(cfg, grid_size=model.grid_size))
+    sets = view_sets(replace(cfg, grid_size=model.grid_size), model)
     scores = show_views(accelerator, ponder, sets, output / "previews/views.png", cfg.eval_views, cfg.eval_stride)
     if accelerator.is_main_process:
         write_eval(output, scores, run=str(run), data=cfg.data.name, split=cfg.split)
@@ -110,11 +111,12 @@ def main(cfg: Config) -> None:
 # Rendering held-out views
 
 
-def view_sets(cfg: Any, image_features: ImageFeatures | None = None) -> list[PretrainDataset]:
-    """Scenes with views that training does not see, of each data set of a configuration."""
+def view_sets(cfg: Any, encoder: nn.Module, image_features: ImageFeatures | None = None) -> list[PretrainDataset]:
+    """Scenes with views that training does not see, of each data set of a configuration, with an encoder's columns."""
     options = {key: getattr(cfg, key) for key in ("volume_shape", "input_views", "grid_size", "dropout", "margin")}
     sources = open_views(cfg.data, getattr(cfg, "split", "val"))
-    return [pretrain_dataset(source, "val", image_features=image_features, **options) for source in sources]
+    options |= {"points": model_collate(encoder), "image_features": image_features}
+    return [pretrain_dataset(source, "val", **options) for source in sources]
 
 
 @torch.no_grad()
@@ -231,7 +233,7 @@ def write_features(run: Path, encoder: nn.Module, data: PretrainDataset) -> None
 def evaluate_segmentation(accelerator: Accelerator, model: nn.Module, cfg: Any, output: Path) -> dict[str, Any]:
     """Predict every point of the labelled scans, write eval.json and a picture, and return the scores."""
     options = {"grid_size": model.grid_size, "votes": cfg.votes, "fragments": cfg.fragments}
-    collate, confusions = PointCollate(), Confusions(open_labelled(cfg.data, cfg.split), accelerator)
+    collate, confusions = model_collate(model), Confusions(open_labelled(cfg.data, cfg.split), accelerator)
     for first, source, scene in share_of_scenes(confusions.sources, accelerator):
         prediction = vote(model, scene, collate, **options).argmax(-1)
         confusions.update(source, scene, prediction)
@@ -246,7 +248,7 @@ def evaluate_segmentation(accelerator: Accelerator, model: nn.Module, cfg: Any, 
 def evaluate_instances(accelerator: Accelerator, model: nn.Module, cfg: Any, output: Path) -> dict[str, Any]:
     """Find the instances of the labelled scans; AP beside what `evaluate_segmentation` gives of one copy per scan."""
     assert isinstance(model, PointGroup)
-    collate, confusions = PointCollate(), Confusions(open_labelled(cfg.data, cfg.split), accelerator)
+    collate, confusions = model_collate(model), Confusions(open_labelled(cfg.data, cfg.split), accelerator)
     classes, transform = confusions.sources[0].classes, segmentation_test_transforms(model.grid_size)
     stuff = [label for label, name in enumerate(classes) if name in cfg.stuff]
     options = {"ignored_classes": stuff, "radius": cfg.cluster_radius, "min_points": cfg.cluster_points}

@@ -30,6 +30,7 @@ import ponder_zoo as pz
 from ponder_zoo.data.catalog import DataConfig, Source, open_labelled
 from ponder_zoo.data.collate import LabelCollate
 from ponder_zoo.data.limited import LimitedScenes, read_annotations, read_scene_list
+from ponder_zoo.data.model_input import model_collate
 from ponder_zoo.data.segmentation import SegmentationDataset
 from ponder_zoo.data.semantics import SemanticConfig, embed_classes
 from ponder_zoo.data.transforms import Transform, instance_train_transforms, segmentation_train_transforms
@@ -230,7 +231,7 @@ def main(cfg: Config) -> None:
     optimizer, schedule, ema, trained, state = make_training(segmentor, cfg)
     sampler = make_sampler(sets, cfg, accelerator)
     step = resume_run(cfg, state, sampler, device)
-    collate = LabelCollate(ignored_classes=stuff_classes(cfg, sources), mix=cfg.mix)
+    collate = LabelCollate(model_collate(segmentor), stuff_classes(cfg, sources), cfg.mix)
     loader = make_loader(sets, sampler, collate, workers=cfg.data.workers, pin_memory=device.type == "cuda")
     guard = NonFiniteGuard(segmentor, limit=cfg.max_broken_steps)
     model, optimizer = accelerator.prepare(segmentor, optimizer)  # not the schedule: it would step once per process

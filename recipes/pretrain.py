@@ -28,6 +28,7 @@ from torch import Tensor
 import ponder_zoo as pz
 from ponder_zoo.data.catalog import DataConfig, Source, open_views, pretrain_dataset
 from ponder_zoo.data.collate import PretrainCollate
+from ponder_zoo.data.model_input import model_collate
 from ponder_zoo.data.pretrain import PretrainDataset
 from ponder_zoo.data.semantics import SemanticConfig, Semantics, make_semantics
 from ponder_zoo.layers.sync_norm import freeze_norms, set_norm_momentum, synchronize_batch_norm
@@ -116,14 +117,15 @@ class Config:
 
 
 def training_sets(
-    cfg: Config, sources: list[Source] | None = None, semantics: Semantics = NOTHING
+    cfg: Config, encoder: torch.nn.Module, sources: list[Source], semantics: Semantics = NOTHING
 ) -> list[PretrainDataset]:
+    """Augmented scenes of each source, with the encoder's columns."""
     options = {key: getattr(cfg, key) for key in ("volume_shape", "rays_per_view", "input_views", "target_views")}
     options |= {key: getattr(cfg, key) for key in ("grid_size", "dropout", "margin", "recolor")}
-    options["image_features"] = semantics.features
+    options |= {"image_features": semantics.features, "points": model_collate(encoder)}
     return [
         pretrain_dataset(source, "train", seed=cfg.seed + 1000 * number, **options)
-        for number, source in enumerate(open_views(cfg.data, "train") if sources is None else sources)
+        for number, source in enumerate(sources)
     ]
 
 
@@ -173,8 +175,9 @@ def main(cfg: Config) -> None:
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
     sources = open_views(cfg.data, "train")
     semantics = prepare_semantics(cfg, sources, accelerator)
-    sets, views = training_sets(cfg, sources, semantics), view_sets(cfg, semantics.features)
     ponder = build_model(cfg, semantics).to(device, torch.float64 if cfg.float64 else None)
+    encoder: Any = ponder.encoder
+    sets, views = training_sets(cfg, encoder, sources, semantics), view_sets(cfg, encoder, semantics.features)
     optimizer, schedule, ema, trained, state = make_training(ponder, cfg)
     sampler = make_sampler(sets, cfg, accelerator)
     start = resume_run(cfg, state, sampler, device)
@@ -239,7 +242,7 @@ def main(cfg: Config) -> None:
         trained.float()
         metrics = {key: scores[key] for key in ("psnr", "psnr_gain", "depth_median", "depth_ratio")}
         about_weights = {"training_data": cfg.data.name, "metrics": metrics}
-        encoder: Any = trained.encoder
+        encoder = trained.encoder
         pz.save_for_hf(encoder, run / "export", renderer=trained, metadata=about_weights)
         write_eval(run, scores, step=step)
         write_features(run, encoder, views[0])

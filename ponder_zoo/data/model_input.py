@@ -54,6 +54,36 @@ def resolve_model_data_config(model: HasConfig) -> dict[str, Any]:
     return {**{name: getattr(points, name) for name in names}, "condition": getattr(cfg, "condition", None)}
 
 
+def model_collate(model: Any) -> PointCollate:
+    """What packs scenes into the columns that a model of `create_model` takes."""
+    config = resolve_model_data_config(model)
+    return _collate(*(config[name] for name in ("feature_columns", "mean", "std", "fill")))
+
+
+def _collate(
+    feature_columns: Sequence[str], mean: Sequence[float], std: Sequence[float], fill: Sequence[float | None]
+) -> PointCollate:
+    lengths = {"feature_columns": len(feature_columns), "mean": len(mean), "std": len(std), "fill": len(fill)}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"Expected one mean, std and fill per feature column; got {lengths}. Give all of them.")
+    unknown = [name for name in feature_columns if name not in POINT_COLUMNS]
+    if unknown:
+        raise ValueError(f"Expected feature_columns of {list(POINT_COLUMNS)}; got {unknown}. Use these names.")
+    if not all(value > 0 for value in std):
+        raise ValueError(f"Expected a positive std; got {tuple(std)}. Correct the config.")
+    filled = {
+        name: (value - m) / s
+        for name, value, m, s in zip(feature_columns, fill, mean, std, strict=True)
+        if value is not None
+    }
+    return PointCollate(
+        tuple(feature_columns),
+        mean=dict(zip(feature_columns, mean, strict=True)),
+        std=dict(zip(feature_columns, std, strict=True)),
+        fill=filled,
+    )
+
+
 def create_transform(
     *,
     grid_size: float,
@@ -90,27 +120,9 @@ def create_transform(
         transform = create_transform(**resolve_model_data_config(model), is_training=False)
         feat = model.forward_point_features(transform("scan.ply"))  # one row per point of the file, in its order
     """
-    lengths = {"feature_columns": len(feature_columns), "mean": len(mean), "std": len(std), "fill": len(fill)}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"Expected one mean, std and fill per feature column; got {lengths}. Give all of them.")
-    unknown = [name for name in feature_columns if name not in POINT_COLUMNS]
-    if unknown:
-        raise ValueError(f"Expected feature_columns of {list(POINT_COLUMNS)}; got {unknown}. Use these names.")
-    if not all(value > 0 for value in std) or not grid_size > 0:
-        raise ValueError(
-            f"Expected a positive grid_size and std; got {grid_size} and {tuple(std)}. Correct the config."
-        )
-    filled = {
-        name: (value - m) / s
-        for name, value, m, s in zip(feature_columns, fill, mean, std, strict=True)
-        if value is not None
-    }
-    collate = PointCollate(
-        tuple(feature_columns),
-        mean=dict(zip(feature_columns, mean, strict=True)),
-        std=dict(zip(feature_columns, std, strict=True)),
-        fill=filled,
-    )
+    collate = _collate(feature_columns, mean, std, fill)
+    if not grid_size > 0:
+        raise ValueError(f"Expected a positive grid_size; got {grid_size}. Correct the config.")
     if is_training:
         steps = segmentation_train_transforms(grid_size, max_points=max_points)
     else:

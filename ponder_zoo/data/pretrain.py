@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,7 +17,6 @@ from ponder_zoo.structures import RayBundle, RayTargets
 
 from .checks import check_scene, check_views
 from .collate import PointCollate, PretrainItem, collate_scenes
-from .features import OFFICIAL_COLUMNS
 from .grid import fit_grid
 from .image_features import ImageFeatures, look_up
 from .sampler import Key, item_rng, split_key
@@ -29,6 +27,7 @@ from .unproject import select_views, unproject
 
 logger = logging.getLogger(__name__)
 
+OFFICIAL_POINTS = PointCollate()
 OVERSAMPLE = 4  # pixels drawn per ray kept, since surfaces outside the volume cannot be rendered
 
 
@@ -49,8 +48,7 @@ class PretrainDataset:
         input_views: how many views, drawn at random, give the points. None: the scene's own points.
         target_views: how many views, drawn at random, are rendered. None: all.
         targets: "any" draws targets from all views, "unseen" from those that are not input.
-        feature_columns: names for `feature_matrix`.
-        fill: values for columns that scenes lack.
+        points: packs the points into the encoder's columns; `data.model_input.model_collate` makes it of a model.
         include_invalid: also draw pixels without depth; their target depth is 0 and only their colour counts.
         near: metres in front of a camera where rays start.
         seed: with the epoch and the index it decides everything that is drawn.
@@ -73,8 +71,7 @@ class PretrainDataset:
         input_views: int | None = None,
         target_views: int | None = None,
         targets: Literal["any", "unseen"] = "any",
-        feature_columns: Sequence[str] = OFFICIAL_COLUMNS,
-        fill: Mapping[str, float] | None = None,
+        points: PointCollate = OFFICIAL_POINTS,
         include_invalid: bool = False,
         near: float = 0.05,
         seed: int = 0,
@@ -96,7 +93,7 @@ class PretrainDataset:
         self.input_views = input_views
         self.target_views = target_views
         self.targets = targets
-        self.points = PointCollate(tuple(feature_columns), fill=fill)
+        self.points = points
         self.include_invalid = include_invalid
         self.near = near
         self.seed = seed

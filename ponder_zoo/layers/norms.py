@@ -171,7 +171,9 @@ class PromptDrivenNorm(nn.Module):
             if len(index) == 0 and not self._norm(condition).reduces:
                 continue  # otherwise another process may have rows of this condition and wait for this one
             place = 0 if group is None else group  # no row reads the context of an absent condition
-            part = self._apply_norm(condition, feat.index_select(0, index), shift[place], scale[place])
+            part = self._apply_norm(
+                condition, feat.index_select(0, index), shift[place], scale[place], absent=group is None
+            )
             out = out.index_copy(0, index, part)
         return out.relu_() if relu else out
 
@@ -183,9 +185,20 @@ class PromptDrivenNorm(nn.Module):
             shift, scale = self.modulation(F.silu(context)).chunk(2, dim=-1)
         return shift, scale
 
-    def _apply_norm(self, condition: int, feat: Tensor, shift: Tensor, scale: Tensor, *, relu: bool = False) -> Tensor:
-        # The norm's own scale and shift are folded with the context's: two passes over (N, C) less.
-        return self._norm(condition).normalize(feat, *self._affine(condition, shift, scale), relu=relu)
+    def _apply_norm(
+        self,
+        condition: int,
+        feat: Tensor,
+        shift: Tensor,
+        scale: Tensor,
+        *,
+        relu: bool = False,
+        absent: bool = False,
+    ) -> Tensor:
+        # The norm's own scale and shift are folded with the context's: two passes over (N, C) less. Those of an absent
+        # condition are left out: a gradient of zero would let an optimizer's momentum move them.
+        affine = (1.0 + scale, shift) if absent else self._affine(condition, shift, scale)
+        return self._norm(condition).normalize(feat, *affine, relu=relu)
 
     def _affine(self, condition: int, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift (C,) of a condition's norm with a context's."""

@@ -26,13 +26,13 @@ def one_step(settings: list[str]) -> dict[str, dict[str, torch.Tensor]]:
     sys.path.insert(0, RECIPES)
     pretrain = importlib.import_module("pretrain")
     cfg = load_config(pretrain.Config, settings)
-    sets = pretrain.training_sets(cfg)
+    torch.manual_seed(0)
+    model = pretrain.build_model(cfg).double()
+    sets = pretrain.training_sets(cfg, model.encoder, pretrain.open_views(cfg.data, "train"))
     sampler = StepSampler([len(sets[0])], 2, stop=1, processes=num_processes(), process=process_index())
     keys = next(iter(sampler))
     batch = PretrainCollate()([sets[0][key.epoch, key.index] for key in keys])
     batch = batch.map(lambda value: value.double() if value.is_floating_point() else value)
-    torch.manual_seed(0)
-    model = pretrain.build_model(cfg).double()
     parallel = model
     if num_processes() > 1:
         parallel = DistributedDataParallel(model, find_unused_parameters=True)
