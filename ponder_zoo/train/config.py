@@ -97,12 +97,28 @@ def _merge_one_by_one(config: Any, values: Any, cls: type, source: str) -> Any:
 
     for key, value in _flatten(OmegaConf.to_container(values)):
         single = OmegaConf.create({})
-        OmegaConf.update(single, key, value, force_add=True)
+        OmegaConf.update(single, key, _as_word(value, _hint(cls, key)), force_add=True)
         try:
             config = OmegaConf.merge(config, single)
         except OmegaConfBaseException as error:
             raise ConfigError(_value_message(error, cls, key, source)) from error
     return config
+
+
+def _hint(cls: type, key: str) -> Any:
+    """The type of a setting by its dotted key."""
+    hint: Any = cls
+    for name in key.split("."):
+        hint = typing.get_type_hints(hint).get(name) if dataclasses.is_dataclass(hint) else None
+    return hint
+
+
+def _as_word(value: Any, hint: Any) -> Any:
+    """YAML reads `no`, `off`, `yes` and `on` as booleans; where one of these words is a choice, it is meant."""
+    if isinstance(value, bool) and typing.get_origin(hint) is typing.Literal:
+        meant = ("yes", "on") if value else ("no", "off")
+        return next((word for word in typing.get_args(hint) if word in meant), value)
+    return value
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

@@ -148,3 +148,15 @@ def test_a_wrong_base_is_named(tmp_path):
     (tmp_path / "b.yaml").write_text("base: gone.yaml\n")
     with pytest.raises(ConfigError, match=r"Cannot read the configuration file .*gone.yaml"):
         load_config(Config, ["--config", str(tmp_path / "a.yaml")])
+
+
+@dataclass(frozen=True)
+class Words:
+    mixed_precision: Literal["no", "bf16"] = "bf16"
+    fast: bool = True
+
+
+def test_words_that_yaml_reads_as_booleans_are_choices_where_they_are_meant():
+    assert load_config(Words, ["mixed_precision=no", "fast=no"]) == Words("no", False)
+    with pytest.raises(ConfigError, match="mixed_precision"):
+        load_config(Words, ["mixed_precision=yes"])
