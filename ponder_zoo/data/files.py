@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +21,18 @@ def image_size(file: Path | bytes, name: str | None = None) -> tuple[int, int]:
         return image.size[1], image.size[0]
 
 
+def read_image(file: Path | bytes, name: str | None = None) -> NDArray[Any]:
+    """The numbers of an image as stored: (H, W) for grey and palette images (the indices), else (H, W, channels)."""
+    with _opened(file, name) as image:
+        return np.asarray(image)
+
+
 def read_depth(file: Path | bytes, name: str | None = None) -> NDArray[np.integer]:
     """Read a 16-bit depth image: (H, W) integers, raw units. `name` stands for bytes in errors."""
-    with _opened(file, name) as image:
-        mode = image.mode
-        raw = np.asarray(image)
+    raw = read_image(file, name)
     if raw.ndim != 2 or raw.dtype == np.uint8:
         raise ValueError(
-            f"{name or file}: expected a 16-bit grey image; got mode {mode!r} of shape {raw.shape}. "
+            f"{name or file}: expected a 16-bit grey image; got {raw.dtype} of shape {raw.shape}. "
             "Store depth as 16-bit PNG, in raw units per metre given by depth_scale."
         )
     return raw
@@ -36,8 +40,7 @@ def read_depth(file: Path | bytes, name: str | None = None) -> NDArray[np.intege
 
 def read_label(file: Path | bytes, name: str | None = None) -> NDArray[np.integer]:
     """Read an image of 8-bit or 16-bit numbers: (H, W). `name` stands for bytes in errors."""
-    with _opened(file, name) as image:
-        label = np.asarray(image)
+    label = read_image(file, name)
     if label.ndim != 2:
         raise ValueError(f"{name or file}: expected a grey image of numbers; got shape {label.shape}. Export it again.")
     return label

@@ -16,7 +16,7 @@ from data.raw_s3dis import ROOMS, s3dis_class, write_s3dis
 from PIL import Image
 
 from ponder_zoo.data.checks import check_scene
-from ponder_zoo.data.prepare.images import decode_image
+from ponder_zoo.data.files import read_image
 from ponder_zoo.data.prepare.mesh_normals import nearest_normals
 from ponder_zoo.data.prepare.record import Frame, PreparedScene
 from ponder_zoo.data.prepare.s3dis import S3DIS, _area_mesh
@@ -49,10 +49,10 @@ class Skips(dict[str, str]):
 
 
 def views_of(frame: Frame) -> Views:
-    segment = None if frame.segment is None else decode_image(frame.segment, "")[None].astype(np.int16) - 1
+    segment = None if frame.segment is None else read_image(frame.segment, "")[None].astype(np.int16) - 1
     return Views(
-        color=decode_image(frame.color, "")[None],
-        depth=decode_image(frame.depth, "")[None].astype(np.float32) * frame.depth_scale,
+        color=read_image(frame.color, "")[None],
+        depth=read_image(frame.depth, "")[None].astype(np.float32) * frame.depth_scale,
         intrinsics=frame.intrinsics[None].astype(np.float32),
         cam_to_world=frame.cam_to_world[None].astype(np.float32),
         segment=segment,
@@ -160,13 +160,13 @@ def test_the_normal_is_that_of_the_nearest_triangle() -> None:
 
 def test_depth_is_picked_and_cameras_follow_the_stride(raw: Path) -> None:
     full, half, third = (S3DIS(raw, image_stride=stride).read(OFFICE, no_skip).frames[1] for stride in (1, 2, 3))
-    depth = decode_image(full.depth, "")
-    np.testing.assert_array_equal(decode_image(half.depth, ""), depth[1::2, 1::2])
-    np.testing.assert_array_equal(decode_image(third.depth, ""), depth[1::3, 1::3])
+    depth = read_image(full.depth, "")
+    np.testing.assert_array_equal(read_image(half.depth, ""), depth[1::2, 1::2])
+    np.testing.assert_array_equal(read_image(third.depth, ""), depth[1::3, 1::3])
     points = view_points(views_of(full))[0]
     np.testing.assert_allclose(view_points(views_of(half))[0], points[1::2, 1::2], atol=1e-4)
     np.testing.assert_allclose(view_points(views_of(third))[0], points[1::3, 1::3], atol=1e-4)
-    assert decode_image(third.color, "").shape == (18, 18, 3)
+    assert read_image(third.color, "").shape == (18, 18, 3)
 
 
 def test_labels_of_images_are_read_with_and_without_the_list_of_names(copy: Path) -> None:

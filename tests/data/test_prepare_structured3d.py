@@ -14,7 +14,7 @@ from data.raw_rooms import RawRoom, png
 from data.raw_structured3d import NYU40, write_structured3d, zip_structured3d
 
 from ponder_zoo.data.checks import check_scene
-from ponder_zoo.data.prepare.images import decode_image
+from ponder_zoo.data.files import read_image
 from ponder_zoo.data.prepare.record import Frame, PreparedScene
 from ponder_zoo.data.prepare.structured3d import Structured3D, panorama_rays
 from ponder_zoo.data.prepare.table_files import read_table
@@ -59,14 +59,14 @@ def room_folder(root: Path) -> Path:
 def seen_points(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     """World position of the pixels with depth, and their class."""
     assert frame.segment is not None
-    depth = decode_image(frame.depth, "")[None].astype(np.float32) * np.float32(frame.depth_scale)
+    depth = read_image(frame.depth, "")[None].astype(np.float32) * np.float32(frame.depth_scale)
     views = Views(
-        color=decode_image(frame.color, "")[None],
+        color=read_image(frame.color, "")[None],
         depth=depth,
         intrinsics=frame.intrinsics[None].astype(np.float32),
         cam_to_world=frame.cam_to_world[None].astype(np.float32),
     )
-    segment = decode_image(frame.segment, "").astype(int) - 1
+    segment = read_image(frame.segment, "").astype(int) - 1
     return view_points(views)[depth > 0], segment[depth[0] > 0]
 
 
@@ -189,11 +189,11 @@ def test_scenes_that_the_authors_call_invalid_are_left_out(copy: Path) -> None:
 
 def test_what_is_seen_through_windows_is_left_out(copy: Path) -> None:
     view = room_folder(copy) / "perspective/full/1"
-    ids = decode_image((view / "semantic.png").read_bytes(), "").copy()
+    ids = read_image((view / "semantic.png").read_bytes(), "").copy()
     ids[:27] = 0
     (view / "semantic.png").write_bytes(png(ids))
     frame = Structured3D(copy, image_stride=1).read(BEDROOM, no_skip).frames[1]
-    depth = decode_image(frame.depth, "")
+    depth = read_image(frame.depth, "")
     assert not depth[:27].any() and depth[27:].any()
 
 

@@ -8,42 +8,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import read_depth, read_image
 from .record import Frame
 
 MIN_VALID = 0.25  # share of a frame's pixels that must have depth for it to be kept, as in the official loaders
 _QUALITY = 95  # of JPEG colours; errors of 1 to 2 levels, a fifth of the bytes of PNG
 
 
-def decode_image(data: bytes, where: str) -> NDArray[Any]:
-    """The numbers of an image as stored: (H, W) for grey and palette images (the indices), else (H, W, channels).
-
-    Args:
-        data: the content of the file.
-        where: name of the file, for errors.
-    """
-    from PIL import Image  # imported here: `import ponder_zoo.data` must not cost Pillow
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{where}: expected a readable image; {error}. Copy the file again.") from error
-
-
 def decode_depth(data: bytes, where: str, *, missing: int) -> NDArray[np.uint16]:
     """A 16-bit depth image in raw units: (H, W), 0 where the code `missing` stands."""
-    raw = decode_image(data, where)
-    if raw.ndim != 2 or raw.dtype == np.uint8:
-        raise ValueError(
-            f"{where}: expected a 16-bit grey image of depths; got {raw.dtype} of shape {raw.shape}. "
-            "Copy the file again."
-        )
+    raw = read_depth(data, where)
     return np.where(raw == missing, 0, raw).astype(np.uint16)
 
 
 def decode_color(data: bytes, where: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     """A colour image (H, W, 3), which must have the size (H, W); an alpha channel is dropped."""
-    raw = decode_image(data, where)
+    raw = read_image(data, where)
     if raw.ndim != 3 or raw.shape[2] < 3 or raw.dtype != np.uint8:
         raise ValueError(f"{where}: expected 8-bit RGB; got {raw.dtype} of shape {raw.shape}. Copy the file again.")
     check_size(raw, where, size)

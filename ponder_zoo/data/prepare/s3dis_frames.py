@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import read_image
 from ..unproject import pixel_directions
 from .folders import find_folders
-from .images import MIN_VALID, check_principal_point, check_size, decode_color, decode_depth, decode_image, encode_frame
+from .images import MIN_VALID, check_principal_point, check_size, decode_color, decode_depth, encode_frame
 from .record import Frame, Skip
 from .table_files import read_table
 
@@ -160,7 +161,7 @@ def _world_points(depth: NDArray[Any], intrinsics: NDArray[Any], pose: NDArray[A
 
 def _read_labels(data: bytes, where: str, size: tuple[int, int], table: NDArray[np.int64]) -> NDArray[np.int64]:
     """Class of each pixel: (H, W), -1 = unlabelled."""
-    image = decode_image(data, where)
+    image = read_image(data, where)
     if image.ndim != 3:
         raise ValueError(f"{where}: expected labels as RGB; got an image of shape {image.shape}. Copy the file again.")
     check_size(image, where, size)

@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..files import read_image
 from ..scene import Scene, Views
 from ..transforms import GridSample
 from ..unproject import fit_inverse_depth, view_normals, view_points
 from .folders import find_folders
-from .images import MIN_VALID, check_size, decode_color, decode_depth, decode_image, encode_frame
+from .images import MIN_VALID, check_size, decode_color, decode_depth, encode_frame
 from .record import Frame, PreparedScene, Skip
 from .table_files import read_table
 
@@ -233,7 +234,7 @@ def _images(folder: Folder) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDAr
     depth = decode_depth(*_content(folder / "depth.png"), missing=65535)
     color = decode_color(*_content(folder / "rgb_rawlight.png"), depth.shape)
     data, where = _content(folder / "semantic.png")
-    labels = decode_image(data, where)
+    labels = read_image(data, where)
     if labels.ndim != 2 or labels.dtype != np.uint8:
         raise ValueError(f"{where}: expected 8-bit ids; got {labels.dtype} of shape {labels.shape}. Copy it again.")
     check_size(labels, where, depth.shape)
