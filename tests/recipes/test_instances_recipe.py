@@ -132,13 +132,6 @@ def test_folds_are_added_up(run_recipe, instance_run, tmp_path):
     assert counts[1] == 2 * counts[0]
 
 
-def test_text_heads_without_vectors_are_explained(run_recipe, finetune_settings, tmp_path):
-    with pytest.raises(ConfigError, match="vector for each class"):
-        run_recipe(
-            "finetune", *finetune_settings, "init=scratch", "head=text", "data.condition=rooms", f"output={tmp_path}"
-        )
-
-
 @pytest.mark.slow
 def test_two_processes_have_the_scores_of_one(run_recipe, instance_run, tmp_path):
     settings = [f"run={instance_run}", "data.val_scenes=3", "cluster_points=1"]
