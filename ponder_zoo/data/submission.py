@@ -9,7 +9,6 @@ The server's formats, for a semantic and for an instance submission, as a folder
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,16 @@ from numpy.typing import NDArray
 from ponder_zoo.structures import Instances
 
 from ..files import write_atomic
-
-# NYU40 ids of the benchmark's 20 classes, in label order.
-SCANNET20_IDS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 24, 28, 33, 34, 36, 39)
-SCANNET200_TABLE = Path(__file__).parent / "prepare/tables/scannet200.json"
+from .prepare.scannet_labels import NYU40_IDS
+from .prepare.table_files import read_table
 
 
 def benchmark_ids(source: Any) -> tuple[int, ...]:
     """Id on the server of each label of a data set with the 20 classes of ScanNet or the 200 of ScanNet200."""
-    if len(source.classes) == len(SCANNET20_IDS):
-        return SCANNET20_IDS
+    if len(source.classes) == len(NYU40_IDS):
+        return NYU40_IDS
     if len(source.classes) == 200:
-        return tuple(json.loads(SCANNET200_TABLE.read_text())["ids"])
+        return tuple(read_table("scannet200")["ids"])
     raise ValueError(
         f"Expected a data set with the benchmark's 20 or 200 classes; got {len(source.classes)}. Submissions are for "
         "ScanNet and ScanNet200."
