@@ -30,7 +30,7 @@ def losses(run):
 
 
 @pytest.fixture(scope="module")
-def instance_run(tmp_path_factory):
+def instance_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("instances") / "run"
 
 
@@ -39,8 +39,15 @@ def instance_settings(finetune_settings):
     return [*finetune_settings, "task=instances", "init=scratch", "cluster_points=1", "mix=0.5", "save_every=1"]
 
 
-def test_instances_are_trained_and_scored(run_recipe, instance_settings, instance_run):
-    run_recipe("finetune", *instance_settings, f"output={instance_run}", "max_steps=2")
+@pytest.fixture
+def instance_run(run_recipe, instance_settings, instance_folder):
+    """A finished run of two steps, which the first test that wants it makes."""
+    if not instance_folder.exists():
+        run_recipe("finetune", *instance_settings, f"output={instance_folder}", "max_steps=2")
+    return instance_folder
+
+
+def test_instances_are_trained_and_scored(instance_run):
     rows = [row for row in read_metrics(instance_run / "metrics.jsonl") if "loss" in row]
     assert {"cross_entropy", "offset_l1", "offset_direction"} <= rows[0].keys() and len(rows) == 2
     assert all(math.isfinite(row["loss"]) and -1 <= row["offset_direction"] <= 1 for row in rows)

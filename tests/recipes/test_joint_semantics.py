@@ -41,8 +41,16 @@ def joint_settings(pretrain_settings: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def joint_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def joint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs") / "joint"
+
+
+@pytest.fixture
+def joint_run(run_recipe, joint_settings: list[str], joint_folder: Path) -> Path:
+    """A finished run of four steps, which the first test that wants it makes."""
+    if not joint_folder.exists():
+        run_recipe("pretrain", *joint_settings, f"output={joint_folder}", "max_steps=4", "save_every=1", "keep=9")
+    return joint_folder
 
 
 def state(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -53,8 +61,7 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [row for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
 
 
-def test_a_joint_run_trains_the_head_and_each_set_its_own_norms(run_recipe, joint_settings, joint_run):
-    run_recipe("pretrain", *joint_settings, f"output={joint_run}", "max_steps=4", "save_every=1", "keep=9")
+def test_a_joint_run_trains_the_head_and_each_set_its_own_norms(joint_run):
     assert all(math.isfinite(value) for row in rows(joint_run) for value in row.values())
     assert all(row["semantic"] > 0 and row["ppt"] > 0 for row in rows(joint_run))
     states = [state(joint_run, step) for step in (1, 2, 3, 4)]
@@ -69,7 +76,7 @@ def test_a_joint_run_trains_the_head_and_each_set_its_own_norms(run_recipe, join
     assert 0 <= scores["class_accuracy"] <= 1 and 0 < scores["class_accuracy_constant"] < 1
 
 
-def test_the_head_and_its_table_are_exported_and_restored(run_recipe, joint_settings, joint_run):
+def test_the_head_and_its_table_are_exported_and_restored(run_recipe, joint_run):
     ponder = pz.create_pretrainer(f"local-dir:{joint_run / 'export'}", pretrained=True)
     trained = state(joint_run, 4)
     assert torch.equal(ponder.head.proj.weight, trained["head.proj.weight"])
