@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..files import write_atomic
+from .array_cache import read_arrays, write_arrays
 from .scene import Array, Scene
 
 logger = logging.getLogger(__name__)
@@ -93,10 +93,10 @@ class ImageFeatures:
     def _map(self, image: Array, device: torch.device | str) -> NDArray[np.float32]:
         key = "" if self._projection is None else self._projection.digest
         file = self._file("map", key, _digest(image))
-        found = _read(file)
+        found = read_arrays(file)
         if found is None:
             found = {"map": self._project(self._compute(image[None], device)[0]).astype(np.float16)}
-            _write(file, found)
+            write_arrays(file, found)
         return found["map"].astype(np.float32)
 
     def _project(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -240,31 +240,14 @@ class _Projection:
 
     @classmethod
     def read(cls, file: Path) -> _Projection | None:
-        found = _read(file)
+        found = read_arrays(file)
         return None if found is None else cls(found["mean"], found["basis"])
 
     def write(self, file: Path) -> None:
-        _write(file, {"mean": self.mean, "basis": self.basis})
+        write_arrays(file, {"mean": self.mean, "basis": self.basis})
 
 
 def _digest(array: Array) -> str:
     hashed = hashlib.blake2b(f"{array.shape} {array.dtype}".encode(), digest_size=16)
     hashed.update(np.ascontiguousarray(array).data)
     return hashed.hexdigest()
-
-
-def _read(file: Path) -> dict[str, Array] | None:
-    """What the cache holds; None if that is nothing, or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        return load(file.read_bytes())
-    except (OSError, SafetensorError):
-        return None
-
-
-def _write(file: Path, arrays: dict[str, Array]) -> None:
-    from safetensors.numpy import save
-
-    write_atomic(file, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))

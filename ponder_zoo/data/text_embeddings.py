@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..files import write_atomic
+from .array_cache import read_arrays, write_arrays
 
 # As in the prompt engineering of CLIP: kinds of pictures in which an indoor object may be seen.
 TEMPLATES: tuple[str, ...] = (
@@ -75,12 +75,13 @@ def class_embeddings(
     """
     prompts = [template.format(SPOKEN.get(name, name)) for name in names for template in templates]
     file = None if cache is None else _cache_file(Path(cache).expanduser(), model, weights, prompts)
-    embedding = _read(file) if file is not None else None
+    kept = read_arrays(file) if file is not None else None
+    embedding = None if kept is None or "embedding" not in kept else torch.from_numpy(kept["embedding"])
     if embedding is None or len(embedding) != len(prompts):
         encoder, tokenizer = load_text_encoder(model, weights)
         embedding = encode_prompts(encoder, tokenizer, prompts)
         if file is not None:
-            _write(file, embedding)
+            write_arrays(file, {"embedding": embedding.numpy()})
     return ensemble_prompts(embedding, len(names), rule=ensemble)
 
 
@@ -131,20 +132,3 @@ def _cache_file(folder: Path, model: str, weights: str, prompts: Sequence[str]) 
         weights = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
     content = json.dumps([model, weights, list(prompts)])
     return folder / f"text-{hashlib.sha256(content.encode()).hexdigest()[:32]}.safetensors"
-
-
-def _read(file: Path) -> Tensor | None:
-    """What the cache holds; None if that is nothing, or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        return load(file.read_bytes())["embedding"]
-    except (OSError, SafetensorError, KeyError):
-        return None
-
-
-def _write(file: Path, embedding: Tensor) -> None:
-    from safetensors.torch import save
-
-    write_atomic(file, save({"embedding": embedding.contiguous()}))

@@ -21,21 +21,19 @@ def convolve(
     x: SparseTensor,
     *like: SparseTensor,
     prompt: Prompt | None,
-    relu: bool = True,
     residual: Tensor | None = None,
 ) -> SparseTensor:
     """A convolution, its norm, a sum with `residual` (N, C) and a ReLU; in inference in one pass over the result."""
     folded = None if norm.training or torch.is_grad_enabled() else norm.folded(prompt)  # type: ignore[operator]
     if folded is not None:
-        return conv(x, *like, epilogue=Epilogue(folded[0], folded[1], residual, relu))
+        return conv(x, *like, epilogue=Epilogue(folded[0], folded[1], residual, relu=True))
     # Only what a block keeps to itself: other activations are kept elsewhere too and would be there twice, which costs
     # a fifth of the training memory of a thin scene (2026-11, SparseUNet-34, 40 000 voxels).
     with nullcontext() if residual is None else recomputed(x.feat):
         out = conv(x, *like)
     if residual is None:
-        return out.with_feat(apply_norm(norm, out, prompt, relu=relu))
-    total = apply_norm(norm, out, prompt).add_(residual)
-    return out.with_feat(total.relu_() if relu else total)
+        return out.with_feat(apply_norm(norm, out, prompt, relu=True))
+    return out.with_feat(apply_norm(norm, out, prompt).add_(residual).relu_())
 
 
 def apply_norm(norm: nn.Module, x: SparseTensor, prompt: Prompt | None, *, relu: bool = False) -> Tensor:

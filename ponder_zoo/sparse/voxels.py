@@ -102,15 +102,9 @@ def voxelize(grid_coord: Tensor, batch: Tensor, batch_size: int) -> tuple[Voxels
     origin, extent = _bounds(grid_coord, batch, batch_size)
     layout = KeyLayout.of_extent(extent)
     key = layout.pack(grid_coord - origin[batch], batch, batch_size)
-    key, order = key.sort(stable=True)
-    is_first = torch.ones_like(key, dtype=torch.bool)
-    torch.ne(key[1:], key[:-1], out=is_first[1:])
-    row = is_first.cumsum(0) - 1  # voxel of each point in sorted order
-    inverse = torch.empty_like(row).scatter_(0, order, row)
-    start = is_first.nonzero()[:, 0]
-    first = order.index_select(0, start)  # a point of each voxel
+    key, first, inverse = _merge(key)
     voxels = Voxels(
-        key=key.index_select(0, start),
+        key=key,
         grid_coord=grid_coord.index_select(0, first).int(),
         batch=batch.index_select(0, first),
         batch_size=batch_size,
@@ -118,6 +112,17 @@ def voxelize(grid_coord: Tensor, batch: Tensor, batch_size: int) -> tuple[Voxels
         layout=layout,
     )
     return voxels, inverse
+
+
+def _merge(key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct keys, ascending (V,); the first entry that has each (V,); and which of them each entry has (N,)."""
+    key, order = key.sort(stable=True)
+    is_first = torch.ones_like(key, dtype=torch.bool)
+    torch.ne(key[1:], key[:-1], out=is_first[1:])
+    row = is_first.cumsum(0) - 1  # of each entry in sorted order
+    inverse = torch.empty_like(row).scatter_(0, order, row)
+    start = is_first.nonzero()[:, 0]
+    return key.index_select(0, start), order.index_select(0, start), inverse
 
 
 def _check_cells(grid_coord: Tensor, batch: Tensor) -> None:
@@ -176,15 +181,9 @@ def coarsen(voxels: Voxels) -> tuple[Voxels, Tensor]:
     layout = KeyLayout((_half(size[0]), _half(size[1]), _half(size[2])))
     cell = voxels.grid_coord >> 1
     key = layout.pack(cell - origin[voxels.batch], voxels.batch, voxels.batch_size)
-    key, order = key.sort()
-    is_first = torch.ones_like(key, dtype=torch.bool)
-    torch.ne(key[1:], key[:-1], out=is_first[1:])
-    row = is_first.cumsum(0) - 1
-    parent = torch.empty_like(row).scatter_(0, order, row)
-    start = is_first.nonzero()[:, 0]
-    first = order.index_select(0, start)
+    key, first, parent = _merge(key)
     coarse = Voxels(
-        key=key.index_select(0, start),
+        key=key,
         grid_coord=cell.index_select(0, first),
         batch=voxels.batch.index_select(0, first),
         batch_size=voxels.batch_size,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from data.raw_rooms import RawRoom
 from data.raw_s3dis import ROOMS, s3dis_class, write_s3dis
+from data.skips import Skips, no_skip
 from PIL import Image
 
 from ponder_zoo.data.checks import check_scene
@@ -37,15 +38,6 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(raw: Path, tmp_path: Path) -> Path:
     """A raw folder that a test may damage."""
     return Path(shutil.copytree(raw, tmp_path / "raw"))
-
-
-def no_skip(item: str, reason: str) -> None:
-    raise AssertionError(f"{item} was skipped: {reason}")
-
-
-class Skips(dict[str, str]):
-    def __call__(self, item: str, reason: str) -> None:
-        self[item] = reason
 
 
 def views_of(frame: Frame) -> Views:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from data.raw_rooms import RawRoom, png
 from data.raw_structured3d import NYU40, write_structured3d, zip_structured3d
+from data.skips import Skips, no_skip
 
 from ponder_zoo.data.checks import check_scene
 from ponder_zoo.data.files import read_image
@@ -41,15 +42,6 @@ def copy(raw: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def room() -> RawRoom:
     return RawRoom.draw(0, num_views=3, image_size=SIZE)
-
-
-def no_skip(item: str, reason: str) -> None:
-    raise AssertionError(f"{item} was skipped: {reason}")
-
-
-class Skips(dict[str, str]):
-    def __call__(self, item: str, reason: str) -> None:
-        self[item] = reason
 
 
 def room_folder(root: Path) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,3 +64,17 @@ def run_recipe(recipe, monkeypatch):
         return module
 
     return run
+
+
+@pytest.fixture
+def start_recipe():
+    """Start a recipe as users do, in one process or in several on the CPU, and wait until it has ended well."""
+
+    def start(name: str, *arguments: str, processes: int = 1) -> None:
+        launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        command = [sys.executable, *(launch if processes > 1 else []), str(RECIPES / f"{name}.py"), *arguments]
+        environment = os.environ | {"PYTHONPATH": str(RECIPES.parent)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return start

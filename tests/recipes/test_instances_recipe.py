@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,14 +137,10 @@ def test_folds_are_added_up(run_recipe, instance_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_scores_of_one(run_recipe, instance_run, tmp_path):
+def test_two_processes_have_the_scores_of_one(run_recipe, start_recipe, instance_run, tmp_path):
     settings = [f"run={instance_run}", "data.val_scenes=3", "cluster_points=1"]
     run_recipe("evaluate", *settings, f"output={tmp_path / 'one'}")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command = [*launch, str(ROOT / "recipes/evaluate.py"), *settings, f"output={tmp_path / 'two'}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    start_recipe("evaluate", *settings, f"output={tmp_path / 'two'}", processes=2)
     one, two = (json.loads((tmp_path / name / "eval.json").read_text()) for name in ("one", "two"))
     assert two["metrics"] == pytest.approx(one["metrics"]) and two["iou"] == pytest.approx(one["iou"], nan_ok=True)
     assert (tmp_path / "one/confusion.json").read_text() == (tmp_path / "two/confusion.json").read_text()

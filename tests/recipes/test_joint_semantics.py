@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -208,14 +206,9 @@ def test_two_processes_take_the_joint_steps_of_one(joint_settings, tmp_path, ste
 
 
 @pytest.mark.slow
-def test_two_launched_processes_have_the_joint_losses_of_one(joint_settings, tmp_path):
+def test_two_launched_processes_have_the_joint_losses_of_one(start_recipe, joint_settings, tmp_path):
     common = [*joint_settings, "max_steps=9", "float64=true"]
-    recipe, environment = str(ROOT / "recipes/pretrain.py"), os.environ | {"PYTHONPATH": str(ROOT)}
-    one = [sys.executable, recipe, *common, f"output={tmp_path / 'one'}", "batch_size=2"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    two = [*launch, recipe, *common, f"output={tmp_path / 'two'}", "batch_size=1"]
-    for command in (one, two):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+    start_recipe("pretrain", *common, f"output={tmp_path / 'one'}", "batch_size=2")
+    start_recipe("pretrain", *common, f"output={tmp_path / 'two'}", "batch_size=1", processes=2)
     first, second = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert [row["loss"] for row in second] == pytest.approx([row["loss"] for row in first], rel=1e-6)

@@ -193,15 +193,10 @@ def test_a_killed_run_goes_on_bit_for_bit(pretrain_settings, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64=false", 1e-4), ("float64=true", 1e-6)])
-def test_two_processes_have_the_losses_of_one(pretrain_settings, tmp_path, precision, tolerance):
+def test_two_processes_have_the_losses_of_one(start_recipe, pretrain_settings, tmp_path, precision, tolerance):
     common = [*pretrain_settings, "lr=3e-3", "max_steps=550", "stop_step=20", precision]  # the default schedule
-    recipe, environment = str(ROOT / "recipes/pretrain.py"), os.environ | {"PYTHONPATH": str(ROOT)}
-    one = [sys.executable, recipe, *common, f"output={tmp_path / 'one'}", "batch_size=2"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    two = [*launch, recipe, *common, f"output={tmp_path / 'two'}", "batch_size=1"]
-    for command in (one, two):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+    start_recipe("pretrain", *common, f"output={tmp_path / 'one'}", "batch_size=2")
+    start_recipe("pretrain", *common, f"output={tmp_path / 'two'}", "batch_size=1", processes=2)
     assert "meta.json" in os.listdir(list_checkpoints(tmp_path / "two")[-1])
     assert json.loads((list_checkpoints(tmp_path / "two")[-1] / "meta.json").read_text())["num_processes"] == 2
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=tolerance)
