@@ -42,6 +42,7 @@ class DataConfig:
     max_points: int | None = 100_000  # of an item, before grid sampling
     # Labelled scans (scannet_labelled)
     val_every: int = 3  # one room in so many is for evaluation
+    val_fold: int | None = None  # which of these groups of rooms, from 0; null: the last
     # Prepared data sets
     val_area: int = 5  # of S3DIS, for evaluation; each in turn for the 6-fold score
 
@@ -225,7 +226,8 @@ def _scannet_labelled(config: DataConfig, split: Split, root: Any) -> Any:
 
     if len(root) > 1:
         raise ValueError(f"Expected one folder in data.root for scannet_labelled, got {root}. Put the scans together.")
-    return LabelledScans(root[0], _without_test("scannet_labelled", split), val_every=config.val_every)
+    split = _without_test("scannet_labelled", split)
+    return LabelledScans(root[0], split, val_every=config.val_every, val_fold=config.val_fold)
 
 
 def _prepared(name: str, config: DataConfig, split: Split, root: Any, *, views: bool) -> Any:

@@ -45,6 +45,17 @@ def test_rescans_of_a_room_stay_on_one_side(folder: Path) -> None:
     assert LabelledScans(folder, names=["room1_00"]).names == ["room1_00"]
 
 
+def test_each_room_is_left_out_in_one_fold(folder: Path) -> None:
+    folds = [LabelledScans(folder, "val", val_every=3, val_fold=fold).names for fold in range(3)]
+    assert sorted(name for names in folds for name in names) == LabelledScans(folder, "all").names
+    assert folds[2] == LabelledScans(folder, "val", val_every=3).names
+    for fold, names in enumerate(folds):
+        train = LabelledScans(folder, "train", val_every=3, val_fold=fold).names
+        assert {name[:5] for name in names}.isdisjoint(name[:5] for name in train)
+    with pytest.raises(ValueError, match="val_fold below it"):
+        LabelledScans(folder, "val", val_every=3, val_fold=3)
+
+
 def test_lists_end(folder: Path) -> None:
     data = LabelledScans(folder, "val", val_every=2, normals=False)
     assert len(list(data)) == 2 and data[-1].name == "room3_00"
