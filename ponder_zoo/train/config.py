@@ -50,8 +50,16 @@ def parse_config(
         raise SystemExit(f"error: {error}") from None
 
 
-def load_config(cls: type[T], arguments: Sequence[str] = (), *, base: Mapping[str, Any] | None = None) -> T:
+def load_config(
+    cls: type[T],
+    arguments: Sequence[str] = (),
+    *,
+    base: Mapping[str, Any] | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> T:
     """The same as `parse_config`, raising `ConfigError`; takes the arguments that it is given.
+
+    `values` are nested settings of a caller: as a file's, but ones that `cls` does not have are errors like any other.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -68,6 +76,7 @@ def load_config(cls: type[T], arguments: Sequence[str] = (), *, base: Mapping[st
     known = list(_keys(cls))
     layers: list[tuple[str, Any]] = [("the saved settings", _known_values(base or {}, known))]
     layers += [layer for file in files for layer in file_layers(file)]
+    layers.append(("the given values", dict(values or {})))
     for source, overrides in [*layers, ("the command line", pairs)]:
         try:
             values = OmegaConf.from_dotlist(overrides) if isinstance(overrides, list) else OmegaConf.create(overrides)

@@ -160,3 +160,11 @@ def test_words_that_yaml_reads_as_booleans_are_choices_where_they_are_meant():
     assert load_config(Words, ["mixed_precision=no", "fast=no"]) == Words("no", False)
     with pytest.raises(ConfigError, match="mixed_precision"):
         load_config(Words, ["mixed_precision=yes"])
+
+
+def test_given_values_win_over_the_base_and_are_checked():
+    base, values = {"renderer": "volsdf", "max_steps": 2, "init": "x"}, {"max_steps": 3, "init": "y"}
+    config = load_config(Config, ["max_steps=4"], base=base, values=values | {"loss": {"rgb": 8.0}})
+    assert config == Config(max_steps=4, renderer="volsdf", init="y", loss=Loss(rgb=8.0))
+    with pytest.raises(ConfigError, match="Unknown key `lerning` in the given values"):
+        load_config(Config, values={"lerning": 1})
