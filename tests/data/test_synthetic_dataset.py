@@ -62,6 +62,11 @@ def test_a_scene_does_not_depend_on_order_or_length() -> None:
     assert_equal(last, b[-4])
 
 
+def test_names_are_those_of_the_scenes() -> None:
+    rooms = SyntheticRooms("val", num_scenes=3, num_views=1, image_size=(12, 16))
+    assert rooms.names == [rooms[index].name for index in range(3)]
+
+
 def test_seeds_and_splits_share_no_scene() -> None:
     scenes = [
         SyntheticRooms("train", **SMALL)[0],

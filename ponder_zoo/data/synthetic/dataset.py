@@ -101,6 +101,11 @@ class SyntheticRooms:
         """Names of the classes, in the order of their indices."""
         return LABELS[self.labels]
 
+    @property
+    def names(self) -> list[str]:
+        """Name of every scene, without making it."""
+        return [_name(self.split, scene) for scene in range(self.num_scenes)]
+
     def __len__(self) -> int:
         return self.num_scenes
 
@@ -111,7 +116,7 @@ class SyntheticRooms:
         if self.labels != "ScanNet":  # whose classes a recording has
             classes = instance_classes(self.room(scene).instances, self.labels)
             recording = replace(recording, segment_of=classes[recording.instance_of])
-        return scene_from_recording(f"{self.split}_{scene:06d}", recording, self.normals)
+        return scene_from_recording(_name(self.split, scene), recording, self.normals)
 
     def room(self, index: int) -> Room:
         """The exact geometry behind a scene: primitives, instances, floor plan. Takes 15 ms."""
@@ -152,6 +157,10 @@ class SyntheticRooms:
                 f"SyntheticRooms has {len(self)} scenes; got index {index}. Raise num_scenes to have more."
             )
         return index % len(self)
+
+
+def _name(split: str, scene: int) -> str:
+    return f"{split}_{scene:06d}"
 
 
 def scene_from_recording(name: str, recording: Recording, normals: NormalSource) -> Scene:

@@ -1,0 +1,99 @@
+"""What a study of label efficiency found: means with intervals as a table, and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .chart import Curve, Panel, Point, write_chart
+
+KINDS = {
+    "scenes": "Share of the scenes that is labelled",
+    "points": "Labelled points of each scene",
+    "linear": "Linear head on the frozen encoder, share of the scenes",
+    "real": "Labelled scans, rooms left out in turn",
+}
+
+
+class Score(NamedTuple):
+    """Of several seeds."""
+
+    mean: float
+    half: float | None  # of the 95 % interval of the mean; None with one seed
+
+
+def interval(values: Sequence[float]) -> Score:
+    """Mean and half width of its 95 % interval by Student's t, which is wide for few values: 2.5 deviations for three.
+
+    Args:
+        values: of independent seeds, at least one.
+    """
+    from scipy.stats import t
+
+    count = len(values)
+    mean = sum(values) / count
+    if count == 1:
+        return Score(mean, None)
+    deviation = (sum((value - mean) ** 2 for value in values) / (count - 1)) ** 0.5
+    return Score(mean, float(t.ppf(0.975, count - 1)) * deviation / count**0.5)
+
+
+def collect(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, dict[str, dict[int, float]]]]:
+    """Scores by kind, amount of labels, arm and seed."""
+    found: dict[str, dict[float, dict[str, dict[int, float]]]] = {}
+    for row in scores:
+        amounts = found.setdefault(row["kind"], {})
+        amounts.setdefault(row["amount"], {}).setdefault(row["arm"], {})[row["seed"]] = row["mIoU"]
+    return found
+
+
+def study_table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], *, reference: str) -> str:
+    """Markdown: mIoU in percent for each kind and amount of labels, and what each arm gains over the reference arm.
+
+    Args:
+        scores: rows with `kind`, `amount`, `arm`, `seed` and `mIoU` in [0, 1].
+        baselines: mIoU of what knows no shapes, by name.
+        reference: arm that the others are compared with, seed by seed.
+    """
+    arms = list(dict.fromkeys(row["arm"] for row in scores))
+    others = [arm for arm in arms if arm != reference]
+    heads = ["labels", *arms, *(f"{arm} - {reference}" for arm in others)]
+    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for kind, amounts in collect(scores).items():
+        lines.append(f"| **{KINDS[kind]}** |" + " |" * (len(heads) - 1))
+        for amount, found in sorted(amounts.items()):
+            cells = [_text(interval([100 * value for value in found[arm].values()])) for arm in arms]
+            gains = [[100 * (found[arm][seed] - found[reference][seed]) for seed in found[reference]] for arm in others]
+            cells += [_text(interval(gain), sign="+") for gain in gains]
+            lines.append("| " + " | ".join([amount_text(kind, amount), *cells]) + " |")
+    for name, value in baselines.items():
+        lines.append(f"| nearest neighbours by {name} | {100 * value:.1f} |" + " |" * (len(heads) - 2))
+    return "\n".join(lines)
+
+
+def amount_text(kind: str, amount: float) -> str:
+    return f"{amount:g}" if kind == "points" else f"{100 * amount:g} %"
+
+
+def _text(score: Score, sign: str = "") -> str:
+    return f"{score.mean:{sign}.1f}" + ("" if score.half is None else f" ± {score.half:.1f}")
+
+
+def write_study_chart(path: Path, scores: Sequence[Mapping[str, Any]]) -> Path:
+    """Curves of the mean mIoU over the amount of labels, with 95 % intervals, of the kinds with several amounts."""
+    panels = []
+    for kind, amounts in collect(scores).items():
+        if len(amounts) < 2:
+            continue
+        arms = dict.fromkeys(arm for found in amounts.values() for arm in found)
+        curves = []
+        for arm in arms:
+            points = []
+            for amount, found in sorted(amounts.items()):
+                mean, half = interval([100 * value for value in found[arm].values()])
+                points.append(Point(amount, mean, *(() if half is None else (mean - half, mean + half))))
+            curves.append(Curve(arm, points))
+        labels = [(amount, amount_text(kind, amount)) for amount in sorted(amounts)]
+        panels.append(Panel(f"mIoU on rooms of the test split: {kind}", KINDS[kind], "%", curves, labels=labels))
+    return write_chart(path, panels, label="mIoU over the amount of labels, pre-trained and from scratch")

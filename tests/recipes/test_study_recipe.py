@@ -1,0 +1,82 @@
+"""The study of label efficiency, small: what it trains, that it goes on, and that it gives the same numbers again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ponder_zoo.train.config import ConfigError, load_config
+
+SMOKE = Path(__file__).resolve().parents[2] / "recipes/configs/study_smoke.yaml"
+
+
+def settings(recipe, *arguments: str):
+    return load_config(recipe("study_label_efficiency").Config, ["--config", str(SMOKE), *arguments])
+
+
+def test_every_labels_of_a_seed_are_a_part_of_more(recipe, tmp_path) -> None:
+    study = recipe("study_label_efficiency")
+    cfg = settings(recipe, f"output={tmp_path}", "data.scenes=100")
+    few, more = (study.write_scene_list(cfg, share, seed=1).read_text().split() for share in (0.01, 0.1))
+    assert len(few) == 1 and len(more) == 10 and set(few) <= set(more)
+    assert study.write_scene_list(cfg, 0.1, seed=2).read_text().split() != more
+
+
+def test_scores_come_from_rooms_that_nothing_is_chosen_on(recipe, tmp_path) -> None:
+    study = recipe("study_label_efficiency")
+    cfg = settings(recipe, f"output={tmp_path}")
+    for labels in study.all_labels(cfg):
+        job = study.finetuning(cfg, "rendering", labels, 0, 1e-3)
+        assert job.test["split"] == "test"
+        assert "split" not in job.values  # finetune.py evaluates on val, which chooses the learning rate
+        scratch = study.finetuning(cfg, study.SCRATCH, labels, 0, 1e-3)
+        assert {key for key in job.values if job.values[key] != scratch.values[key]} == {"init"}
+
+
+def test_folds_of_real_scans_count_together(recipe) -> None:
+    study = recipe("study_label_efficiency")
+    labels = {"kind": "real", "amount": 1.0}
+    about = {"arm": "scratch", "seed": 0, "labels": labels}
+    folds = [[[3, 1], [0, 0]], [[0, 0], [2, 2]]]  # each shows one class only
+    results = [about | {"confusion": {"classes": ["a", "b"], "matrix": matrix}} for matrix in folds]
+    (row,) = study.collect_scores(settings(recipe), results)
+    assert row["mIoU"] == pytest.approx((3 / 6 + 2 / 5) / 2)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("arms={rendering: {max_stepz: 3}}", "max_stepz"),
+        ("pretrain.lerning_rate=1", "lerning_rate"),
+        ("finetune.max_stepz=3", "max_stepz"),
+        ("arms={scratch: {}}", "other names"),
+        ("data.name=rgbd", "data.name=synthetic"),
+    ],
+)
+def test_wrong_settings_end_before_anything_trains(recipe, tmp_path, argument: str, message: str) -> None:
+    cfg = settings(recipe, f"output={tmp_path / 'study'}", argument)
+    with pytest.raises(ConfigError, match=message):
+        recipe("study_label_efficiency").main(cfg)
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.slow
+def test_a_study_runs_goes_on_and_gives_the_same_numbers_again(start_recipe, recipe, tmp_path) -> None:
+    arguments = ("--config", str(SMOKE), f"data.cache={tmp_path / 'rooms'}", "reconstructions=[0.125]", "linear=[]")
+    start_recipe("study_label_efficiency", *arguments, f"output={tmp_path / 'a'}")
+    first = json.loads((tmp_path / "a/results.json").read_text())
+    arms = {(row["kind"], row["arm"], row["seed"]) for row in first["scores"]}
+    assert arms == {(k, a, s) for k in ("scenes", "points") for a in ("scratch", "rendering") for s in (0, 1)}
+    assert "rendering - scratch" in (tmp_path / "a/results.md").read_text()
+
+    victim = next((tmp_path / "a/finetune").glob("points-20-rendering-*-seed1"))
+    (victim / "result.json").unlink()  # as if stopped before it was done: it goes on, the others are not trained again
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("result.json")}
+    start_recipe("study_label_efficiency", *arguments, f"output={tmp_path / 'a'}")
+    assert json.loads((tmp_path / "a/results.json").read_text())["scores"] == first["scores"]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+    start_recipe("study_label_efficiency", *arguments, f"output={tmp_path / 'b'}", "jobs=1")
+    assert json.loads((tmp_path / "b/results.json").read_text())["scores"] == first["scores"]

@@ -1,0 +1,44 @@
+"""Intervals, the table and the picture of a study."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from ponder_zoo.report.study import interval, study_table, write_study_chart
+
+
+def rows(kind: str, amount: float, **arms: list[float]) -> list[dict]:
+    return [
+        {"kind": kind, "amount": amount, "arm": arm, "seed": seed, "mIoU": value}
+        for arm, values in arms.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_interval_is_students() -> None:
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half == pytest.approx(4.302653 * 1.0 / 3**0.5, rel=1e-6)  # t of two degrees of freedom, from a table
+    assert interval([5.0]) == (5.0, None)
+
+
+def test_gains_are_paired_by_seed() -> None:
+    scores = rows("points", 20, scratch=[0.1, 0.3], rendering=[0.2, 0.4])  # 10 points in each seed, whatever the seed
+    table = study_table(scores, {"height": 0.05}, reference="scratch").splitlines()
+    assert table[0] == "| labels | scratch | rendering | rendering - scratch |"
+    assert table[3].startswith("| 20 | 20.0 ± 127.1 | 30.0 ± 127.1 | +10.0 ± 0.0")
+    assert table[4].startswith("| nearest neighbours by height | 5.0 |")
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_chart_has_a_curve_per_arm_and_panels_for_several_amounts(tmp_path) -> None:
+    scores = rows("scenes", 0.01, scratch=[0.1, 0.2], rendering=[0.2, 0.3])
+    scores += rows("scenes", 1.0, scratch=[0.4, 0.5], rendering=[0.4, 0.6])
+    scores += rows("linear", 1.0, scratch=[0.4, 0.5], rendering=[0.4, 0.6])
+    root = ET.parse(write_study_chart(tmp_path / "study.svg", scores)).getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    assert len(root.findall(f"{space}g")) == 1
+    assert len(root.findall(f".//{space}polyline")) == 2
+    assert {"scratch", "rendering", "1 %", "100 %"} <= {text.text for text in root.iter(f"{space}text")}
