@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..sparse.backends.workspace import roomy_empty
 from .sync_norm import BatchStatistics, batch_statistics, norm_gradients
 
 _keep_activations: ContextVar[bool] = ContextVar("keep_activations", default=False)
@@ -106,7 +107,7 @@ def _activation(feat: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None
     # Twice the same operations, so that both passes agree on which values are zero.
     factor = scale if weight is None else scale * weight
     shift = -mean * factor if bias is None else bias - mean * factor
-    return torch.addcmul(shift, feat, factor).relu_()
+    return torch.addcmul(shift, feat, factor, out=roomy_empty(feat.shape, feat)).relu_()
 
 
 class _NormReLU(torch.autograd.Function):
