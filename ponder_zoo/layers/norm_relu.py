@@ -107,7 +107,7 @@ def _activation(feat: Tensor, mean: Tensor, scale: Tensor, weight: Tensor | None
     # Twice the same operations, so that both passes agree on which values are zero.
     factor = scale if weight is None else scale * weight
     shift = -mean * factor if bias is None else bias - mean * factor
-    return torch.addcmul(shift, feat, factor, out=roomy_empty(feat.shape, feat)).relu_()
+    return torch.addcmul(shift, feat, factor, out=roomy_empty((len(feat), feat.shape[1]), feat)).relu_()
 
 
 class _NormReLU(torch.autograd.Function):
