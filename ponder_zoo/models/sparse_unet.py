@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from ..heads.conditions import ConditionHeads
 from ..heads.text import TextAlignedHead
 from ..layers.blocks import ConvNorm, NormLayer, ResidualBlock
-from ..layers.norm_relu import keep_activations
+from ..layers.norm_relu import keep_activations, recomputed_cat
 from ..layers.norms import BatchNorm, Prompt, PromptDrivenNorm, keep_statistics
 from ..ops.grid_sample import grid_index
 from ..ops.segment import segment_mean
@@ -71,8 +71,13 @@ class DecoderStage(nn.Module):
 
     def forward(self, x: SparseTensor, skip: SparseTensor, prompt: Prompt | None) -> SparseTensor:
         x = self.up(x, skip, prompt=prompt)
-        x = x.with_feat(torch.cat([x.feat, skip.feat.to(x.feat.dtype)], dim=1))
-        for block in self.blocks:
+        both = [x.feat, skip.feat.to(x.feat.dtype)]
+        x = x.with_feat(torch.cat(both, dim=1))
+        recompute = recomputed_cat(x.feat, *both)
+        del both  # the first block needs the most memory
+        with recompute:
+            x = self.blocks[0](x, prompt)
+        for block in islice(self.blocks, 1, None):
             x = block(x, prompt)
         return x
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from ponder_zoo.layers.blocks import ResidualBlock
@@ -98,6 +99,14 @@ def test_a_block_keeps_one_activation_less_and_has_the_same_gradients(synchroniz
     expected, kept = gradients(block, x, keep=True)
     torch.testing.assert_close(ours, expected)
     assert count == kept - 1
+
+
+def test_the_memory_of_the_activation_is_free_after_the_forward_pass() -> None:
+    block = ResidualBlock(5, 5, norm_layer=BatchNorm, backend="torch").double()
+    held: list[StorageWeakRef] = []
+    block.conv2.register_forward_pre_hook(lambda _, args: held.append(StorageWeakRef(args[0].feat.untyped_storage())))
+    out = block(sparse_input())
+    assert out.feat.requires_grad and [storage.expired() for storage in held] == [True]
 
 
 def test_checkpointing_gives_the_same_gradients() -> None:

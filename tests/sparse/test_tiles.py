@@ -58,6 +58,22 @@ def test_output_and_gradients_are_the_references(
     torch.testing.assert_close(ours, result(kmap, *chans, reference=True))
 
 
+def test_a_result_can_be_changed_in_place() -> None:
+    kmap = submanifold_map(random_voxels(200, 6, 0), 3)
+    feat, weight = torch.randn(kmap.num_in, 9), torch.randn(9, 3, 3, 3, 9, requires_grad=True)
+    expected = torch.autograd.grad(torch_backend.conv(feat, weight, kmap).relu().sum(), weight)
+    torch.testing.assert_close(
+        torch.autograd.grad(torch_backend.conv(feat, weight, kmap).relu_().sum(), weight), expected
+    )
+
+
+def test_a_result_leaves_room_for_another_of_its_size() -> None:
+    kmap = submanifold_map(random_voxels(200, 6, 0), 3)
+    out = torch_backend.conv(torch.randn(kmap.num_in, 9), torch.randn(9, 3, 3, 3, 9), kmap)
+    assert out.is_contiguous()
+    assert out.untyped_storage().nbytes() >= out.nbytes + 96
+
+
 def test_tiles_cover_every_row_once() -> None:
     kmap = submanifold_map(random_voxels(3000, 6, 0), 3)
     with patch.object(tiles, "TILE_PAIRS", 1000):
