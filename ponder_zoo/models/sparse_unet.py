@@ -35,6 +35,7 @@ from ._official import HEAD_KEYS, released_cfgs
 from ._official import TABLE_ORDER as _OFFICIAL_TABLE_ORDER
 from ._pretrained import strip_wrappers
 from ._registry import generate_default_cfgs, register_model
+from ._shipped import shipped_cfgs
 
 NUM_STAGES = 4  # resolutions below the input's; the decoder has as many
 
@@ -588,7 +589,9 @@ default_cfgs = generate_default_cfgs(
         "sparseunet_tiny": PretrainedCfg(),
         **released_cfgs("sparseunet_ponderv2"),
         "sparseunet_ponderv2_small": PretrainedCfg(condition="ScanNet"),
+        **shipped_cfgs("sparseunet_ponderv2_small"),
         "sparseunet_ponderv2_tiny": PretrainedCfg(condition="ScanNet"),
+        **shipped_cfgs("sparseunet_ponderv2_tiny"),
     }
 )
 
