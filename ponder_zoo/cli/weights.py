@@ -174,5 +174,7 @@ def _training(info: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str,
         "steps": settings["max_steps"],
         "machine": ", ".join([f"{system.get('cpu_threads')} threads of {system.get('cpu')}", *system.get("gpus", [])]),
         "torch": system.get("packages", {}).get("torch"),
+        "evaluated on": f"{settings['eval_views']} views of {settings['data']['val_scenes']} rooms that training never "
+        "saw: psnr of colours (dB), depth_median of errors (m); psnr_gain and depth_ratio: to the best constant",
     }
     return {name: str(value) for name, value in facts.items()}

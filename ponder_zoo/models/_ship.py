@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import write_atomic
+from ._card import UNPUBLISHED
 from ._factory import create_pretrainer
 from ._hub import is_matrix, read_config, write_folder
 from ._reference import reference_pair
@@ -90,6 +91,9 @@ def ship(
         digests = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
         config["shipped"] = {"in": place, "sha256": digests}
         write_atomic(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        if place == "package":
+            card = (folder / "README.md").read_text(encoding="utf-8")
+            write_atomic(folder / "README.md", card.replace(UNPUBLISHED, name))
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     size = sum(map(len, files.values()))
     if size > MAX_BYTES[place]:

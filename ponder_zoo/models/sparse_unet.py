@@ -586,7 +586,9 @@ default_cfgs = generate_default_cfgs(
     {
         "sparseunet34": PretrainedCfg(),
         "sparseunet_small": PretrainedCfg(),
+        **shipped_cfgs("sparseunet_small"),
         "sparseunet_tiny": PretrainedCfg(),
+        **shipped_cfgs("sparseunet_tiny"),
         **released_cfgs("sparseunet_ponderv2"),
         "sparseunet_ponderv2_small": PretrainedCfg(condition="ScanNet"),
         **shipped_cfgs("sparseunet_ponderv2_small"),
