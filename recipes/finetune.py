@@ -64,7 +64,7 @@ class Config:
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
 
-    init: str = "runs/pretrain"  # run folder or export of a pre-training; or scratch
+    init: str = "runs/pretrain"  # run folder or export of a pre-training; a model with weights, by name; or scratch
     encoder: str = "sparseunet_tiny"  # name for create_model, with init=scratch
     encoder_args: dict[str, Any] = field(default_factory=dict)
     task: Literal["segment", "instances"] = "segment"
@@ -148,7 +148,7 @@ def build_model(cfg: Config, sources: list[Source]) -> nn.Module:
     if cfg.init == "scratch":
         model = pz.create_model(cfg.encoder, **options, **cfg.encoder_args)
     else:
-        model = pz.create_model(f"local-dir:{export_folder(cfg)}", pretrained=True, **options)
+        model = pz.create_model(initial_model(cfg), pretrained=True, **options)
         logger.info("%s", model.load_report)
     if table is not None:
         model.head.class_embedding.copy_(table)  # type: ignore[operator, union-attr]
@@ -161,15 +161,18 @@ def build_model(cfg: Config, sources: list[Source]) -> nn.Module:
     return set_norm_momentum(synchronize_batch_norm(model), cfg.norm_momentum)
 
 
-def export_folder(cfg: Config) -> Path:
+def initial_model(cfg: Config) -> str:
+    """What `init` is for `create_model`."""
     path = Path(cfg.init)
+    if not path.is_dir() and pz.is_model(cfg.init):
+        return cfg.init
     folder = path / "export" if (path / "export").is_dir() else path
     if not (folder / "model.safetensors").is_file():
         raise ConfigError(
-            f"Expected `init` to be a finished pre-training run, an exported model or scratch; {cfg.init} has no "
-            "model.safetensors. Run recipes/pretrain.py first, or pass init=scratch."
+            f"Expected `init` to be a finished pre-training run, an export, a model's name or scratch; {cfg.init} has "
+            "no model.safetensors. Run recipes/pretrain.py first, or pass init=scratch."
         )
-    return folder
+    return f"local-dir:{folder}"
 
 
 def head_options(cfg: Config, sources: list[Source]) -> tuple[dict[str, Any], Tensor | None]:

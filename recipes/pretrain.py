@@ -33,6 +33,7 @@ from ponder_zoo.data.pretrain import PretrainDataset
 from ponder_zoo.data.semantics import SemanticConfig, Semantics, make_semantics
 from ponder_zoo.layers.sync_norm import freeze_norms, set_norm_momentum, synchronize_batch_norm
 from ponder_zoo.losses.render import RenderLossWeights, point_loss, render_loss
+from ponder_zoo.models.sparse_unet import SparseUNet, fill_untrained_conditions
 from ponder_zoo.report.html import write_report
 from ponder_zoo.report.previews import preview_path
 from ponder_zoo.report.run_files import write_eval, write_run_info
@@ -243,6 +244,8 @@ def main(cfg: Config) -> None:
         metrics = {key: scores[key] for key in ("psnr", "psnr_gain", "depth_median", "depth_ratio")}
         about_weights = {"training_data": cfg.data.name, "metrics": metrics}
         encoder = trained.encoder
+        if isinstance(encoder, SparseUNet) and (filled := fill_untrained_conditions(encoder)):
+            logger.info("No data of %s: they get the norms of a trained condition.", ", ".join(filled))
         pz.save_for_hf(encoder, run / "export", renderer=trained, metadata=about_weights)
         write_eval(run, scores, step=step)
         write_features(run, encoder, views[0])

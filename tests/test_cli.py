@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,12 @@ from PIL import Image
 
 import ponder_zoo as pz
 from ponder_zoo.cli import main
+from ponder_zoo.cli import render as render_command
 from ponder_zoo.cli.render import extract_mesh, inside_cameras
 from ponder_zoo.data import Scene
 from ponder_zoo.data.readers import read_scene
+from ponder_zoo.data.synthetic import GENERATOR_VERSION
+from ponder_zoo.report.run_files import write_run_info
 
 SIZE = {"channels": (8,) * 8, "depths": (1,) * 8, "stem_channels": 8}
 
@@ -50,7 +54,7 @@ def scan(tmp_path: Path) -> Path:
 def test_the_installed_command_and_the_module_are_the_same() -> None:
     command = [sys.executable, "-m", "ponder_zoo", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
-    for name in ("list", "info", "doctor", "features", "render", "convert", "verify", "push"):
+    for name in ("list", "info", "doctor", "features", "render", "convert", "verify", "push", "ship"):
         assert f"    {name}" in done.stdout
 
 
@@ -63,7 +67,9 @@ def test_help_loads_nothing_but_torch_and_numpy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["list", "info", "doctor", "features", "render", "convert", "verify", "push"])
+@pytest.mark.parametrize(
+    "command", ["list", "info", "doctor", "features", "render", "convert", "verify", "push", "ship"]
+)
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -134,6 +140,64 @@ def test_push_publishes_the_folder_as_it_is(hub: LoopbackHub, export: Path, caps
     assert capsys.readouterr().err.count("ponder-zoo push: ") == 2
 
 
+@pytest.fixture
+def run(export: Path, tmp_path: Path) -> Path:
+    """A copy of the run with the files that a finished recipe leaves beside its export."""
+    folder = shutil.copytree(export, tmp_path / "run")
+    data = {"name": "synthetic,synthetic:S3DIS", "scenes": 3, "views": 2, "image_size": [6, 8], "sensor": "tof"}
+    data["val_scenes"] = 4
+    settings = {"data": data, "seed": 7, "max_steps": 9, "volume_shape": [12, 12, 8], "margin": 0.3, "dropout": 0.1}
+    settings["eval_views"] = 8
+    (folder / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    about = {"task": "pretrain", "command": "recipes/pretrain.py seed=7", "system": {"commit": "abc"}}
+    write_run_info(folder, status="finished", **about)
+    return folder
+
+
+def test_ship_writes_weights_with_their_history(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "hub_configs").mkdir()
+    (tmp_path / "metrics.json").write_text(json.dumps({"mIoU": [0.5, 0.4, 0.6]}))
+    arguments = [str(run), "sparseunet_tiny.rooms", "--clone", str(tmp_path)]
+    assert main(["ship", *arguments, "--metrics", str(tmp_path / "metrics.json")]) == 0
+    assert "half precision changes features" in capsys.readouterr().out
+    folder = tmp_path / "ponder_zoo" / "weights" / "sparseunet_tiny.rooms"
+    card = (folder / "README.md").read_text()
+    assert "python recipes/pretrain.py seed=7" in card and "| commit | abc |" in card and "| seed | 7 |" in card
+    assert f"generator version {GENERATOR_VERSION}: 3 rooms of seed 0 (tof sensor), 3 rooms of seed" in card
+    assert "as S3DIS), 2 views of 6 x 8" in card
+    assert "8 views of 4 rooms that training never saw" in card
+    assert "| mIoU | 0.5 (0.4 to 0.6) |" in card and "| psnr | 12.5 |" in card
+    assert main(["verify", str(folder)]) == 0
+    small = ["--size", "12", "16", "--views", "1", "--frames", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        shapes: list[Any] = []
+        encode = render_command.encode
+        patch.setattr(render_command, "encode", lambda *args: shapes.append(args[2]) or encode(*args))
+        assert main(["render", str(folder), "room", str(tmp_path / "out"), *small]) == 0
+    assert shapes == [(12, 12, 8)]  # as in pre-training
+    assert main(["ship", *arguments, "--release"]) == 0
+    assert (tmp_path / "release" / "sparseunet_tiny.rooms" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "synthetic,rgbd"}, "Expected a run on built-in rooms alone"),
+        ({"status": "running"}, "Expected a finished run"),
+    ],
+)
+def test_ship_refuses_unfinished_runs_and_data_of_others(
+    change: dict[str, str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, info = json.loads((run / "config.yaml").read_text()), json.loads((run / "run.json").read_text())
+    config["data"] |= change
+    (run / "config.yaml").write_text(json.dumps(config))
+    (run / "run.json").write_text(json.dumps(info | change))
+    (tmp_path / "hub_configs").mkdir()
+    assert main(["ship", str(run), "sparseunet_tiny.rooms", "--clone", str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("suffix", [".ply", ".npz", ".glb"])
 def test_features_of_a_scan_without_colour_and_normals(
     suffix: str, export: Path, scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -163,7 +227,7 @@ def test_the_condition_that_is_asked_for_is_used(scan: Path, tmp_path: Path) -> 
     for condition in ("ScanNet", "S3DIS"):
         torch.manual_seed(0)
         out = str(tmp_path / f"{condition}.npz")
-        options = ["--model", "sparseunet_ponderv2_tiny", "--grid-size", "0.2", "--condition", condition]
+        options = ["--untrained", "--model", "sparseunet_ponderv2_tiny", "--grid-size", "0.2", "--condition", condition]
         assert main(["features", str(scan), out, *options]) == 0
         with np.load(out) as arrays:
             found.append(arrays["features"])

@@ -20,6 +20,7 @@ import ponder_zoo as pz
 from ponder_zoo.data.synthetic import SyntheticRooms
 from ponder_zoo.models import _registry
 from ponder_zoo.models.ponder import checkpoint_filter_fn
+from ponder_zoo.report.pointcloud_io import write_ply
 from ponder_zoo.train.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,13 +68,15 @@ def _is_rule(row: list[str]) -> bool:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as after a pre-training run, with labelled scans in PATH, as the pages take for granted."""
+    """A folder as after a pre-training run, with a scan, and labelled ones in PATH, as the pages take for granted."""
     model = pz.create_model("sparseunet_tiny", channels=(8,) * 8, stem_channels=8, grid_size=0.2)
     ponder = pz.create_pretrainer(
         model, "neus", volume_channels=8, unet_channels=(8, 8), renderer_args={"hidden_dim": 16, "geo_dim": 8}
     )
     pz.save_for_hf(model, tmp_path / "runs/pretrain/export", renderer=ponder)
     write_labelled(tmp_path / "PATH")
+    rng = np.random.default_rng(0)
+    write_ply(tmp_path / "scan.ply", rng.random((3000, 3)) * [3, 2, 0.1], color=rng.integers(0, 256, (3000, 3)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..data.scene import Scene
 
 SUFFIXES = (".ply", ".npz", ".glb")
-DEFAULT_MODEL = "sparseunet_ponderv2"
+DEFAULT_MODEL = "sparseunet_ponderv2_tiny"
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -24,8 +24,8 @@ def add_commands(commands: Subparsers) -> None:
         "features",
         features,
         "Colour a scan by an encoder's features. Points with alike features get alike colours (the three main "
-        "directions of variation become red, green and blue). Beside OUT goes a picture, OUT.png. The default model "
-        "downloads the authors' weights; a model without weights runs untrained, and the output says so.",
+        "directions of variation become red, green and blue). Beside OUT goes a picture, OUT.png. The weights of the "
+        "default model come with the package; a model without weights runs untrained, and the output says so.",
         "ponder-zoo features scan.ply features.ply --model runs/pretrain",
     )
     parser.add_argument("scan", help="file that data.readers.read_scene knows: .ply, .pcd, .npy, .npz, .bin, ...")

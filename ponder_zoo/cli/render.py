@@ -31,7 +31,9 @@ def add_commands(commands: Subparsers) -> None:
         "frames (some are read, and some of the others rendered, beside what the camera saw), or a built-in room.",
         "ponder-zoo render runs/pretrain room renders --orbit 4 --mesh renders/room.ply",
     )
-    parser.add_argument("model", help="run folder, or export: a folder, local-dir:FOLDER or hf-hub:org/name[@revision]")
+    parser.add_argument(
+        "model", help="run folder, export (a folder, local-dir:FOLDER, hf-hub:org/name) or model with shipped weights"
+    )
     parser.add_argument("input", help=f"scan file, folder of posed RGB-D frames, or '{ROOM}' for a built-in room")
     parser.add_argument("out", help="folder for the images; made if absent")
     parser.add_argument("--views", type=int, default=4, help="recorded cameras to render (default: 4)")
@@ -60,7 +62,7 @@ def render(options: Any) -> int:
     arguments = {"backend": options.backend} | ({"condition": options.condition} if options.condition else {})
     ponder = pz.create_pretrainer(name, pretrained=True, encoder_args=arguments, **access(options))
     ponder = ponder.to(device).eval()
-    settings = _run_settings(options.model)
+    settings = _settings(options.model)
     shape = tuple(options.volume or settings.get("volume_shape", (48, 48, 24)))
     scene = _read_input(options)
     with torch.no_grad():
@@ -144,13 +146,19 @@ def extract_mesh(ponder: nn.Module, volume: FeatureVolume, scene: Scene, *, fine
 # Inputs
 
 
-def _run_settings(name: str) -> dict[str, Any]:
-    """Of the run's config.yaml, where a run was named."""
+def _settings(name: str) -> dict[str, Any]:
+    """How pre-training made its scenes: from the model's config.json, else from its run's config.yaml."""
+    from ..models._hub import read_config
+    from ..models._shipped import find_source
     from ..train.config import saved_values
 
+    source = find_source(model_name(name))
+    assert source is not None  # it was rendered from
+    config = read_config(source.file("config.json"))
     folder = Path(str(name).removeprefix("local-dir:")).expanduser()
-    file = next((path / "config.yaml" for path in (folder, folder.parent) if (path / "config.yaml").is_file()), None)
-    return {} if file is None else dict(saved_values(file))
+    files = (path / "config.yaml" for path in (folder, folder.parent))
+    file = None if "scene_args" in config else next((path for path in files if path.is_file()), None)
+    return dict(config.get("scene_args", {})) if file is None else dict(saved_values(file))
 
 
 def _read_input(options: Any) -> Scene:

@@ -131,6 +131,7 @@ def model_facts(name: str, **source_args: Any) -> dict[str, Any]:
         "training_data": cfg.training_data or ("not stated" if of_a_tag else None),
         "terms_of_training_data": cfg.training_data_license or ("not stated" if of_a_tag else None),
         "metrics": dict(config.get("metrics", {})),
+        "training": ", ".join(f"{name} {value}" for name, value in config.get("training", {}).items()),
         "origin": cfg.origin_url,
         "papers": list(cfg.paper_ids),
         "written_by": f"ponder_zoo {config['library_version']}" if "library_version" in config else None,
@@ -144,10 +145,12 @@ def _config(name: str, **source_args: Any) -> tuple[dict[str, Any], Any, dict[st
     from ponder_zoo.models._download import ModelSource
     from ponder_zoo.models._hub import cfg_from_config, read_config
     from ponder_zoo.models._safety import safetensors_shapes
+    from ponder_zoo.models._shipped import shipped_config
 
     source = ModelSource.parse(name, **source_args)
     if source is None:
-        return {}, pz.get_pretrained_cfg(name), {}
+        cfg = pz.get_pretrained_cfg(name)
+        return shipped_config(f"{cfg.architecture}.{cfg.tag}") or {}, cfg, {}
     config = read_config(source.file("config.json"))
     files = {}
     for path in () if source.folder is None else sorted(source.folder.glob("*.safetensors")):
@@ -183,8 +186,9 @@ def _readable(key: str, value: Any) -> str:
     if key == "columns":
         return "; ".join(_column(**column) for column in value)
     if key == "metrics":
-        numbers = ((k, f"{v:.4g}" if isinstance(v, int | float) else str(v)) for k, v in value.items())
-        return ", ".join(f"{k} {v}" for k, v in numbers)
+        from ..models._card import number
+
+        return ", ".join(f"{name} {number(metric)}" for name, metric in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from ponder_zoo.structures import PointBatch
+from ponder_zoo.structures import PointBatch, SceneInput
 
 from .checks import check_scene
-from .collate import PointCollate
+from .collate import PointCollate, collate_scenes
 from .features import POINT_COLUMNS
+from .grid import fit_grid
 from .motion import bounding_box
 from .normals import estimate_normals as normals_of
 from .normals import room_viewpoint
@@ -185,6 +186,38 @@ class ModelTransform:
         scene = self._guarded(self._scene(data))
         generator = rng if isinstance(rng, Generator) else np.random.default_rng(0 if rng is None else rng)
         return self.steps(self._with_columns(scene), generator)
+
+    def scene_input(
+        self,
+        data: str | Path | Scene | Mapping[str, Any] | NDArray[Any],
+        *,
+        volume_shape: tuple[int, int, int] = (48, 48, 24),
+        margin: float = 0.3,
+    ) -> SceneInput:
+        """What a pre-training model's `volume_encoder` reads, for rendering one cloud from other views.
+
+        Points and volume are in the frame of the data, wherever the model's own is: so are the cameras to render from.
+
+        Args:
+            data: as for the transform itself.
+            volume_shape: (X, Y, Z) cells of the volume; the default is that of recipes/pretrain.py, like the next.
+            margin: metres that the volume covers around the points.
+
+        Raises:
+            ValueError: for a transform with augmentations.
+
+        Example:
+            volume = ponder.volume_encoder(transform.scene_input("scan.ply"))  # a FeatureVolume for ponder.renderer
+        """
+        if self.is_training:
+            raise ValueError("Expected a transform without augmentations. Build it with is_training=False.")
+        given = self._scene(data)
+        scene = self.prepare(given)
+        assert scene.inverse is not None
+        shift = given.coord[np.argmax(scene.inverse == 0)] - scene.coord[0]  # cells keep their first point
+        scene = replace(scene, coord=scene.coord + shift)
+        bounds = fit_grid(scene.coord, volume_shape, margin=margin)
+        return collate_scenes([scene], [bounds], volume_shape, points=self.collate)
 
     def _scene(self, data: str | Path | Scene | Mapping[str, Any] | NDArray[Any]) -> Scene:
         if isinstance(data, str | Path):

@@ -53,7 +53,7 @@ def build_model(
             if it also takes `append_one`, so are those whose dropped columns are not zero at their fill value.
         architecture: the registered name.
         pretrained: load the weights that the config names; having none is an error.
-        pretrained_cfg: config of the variant; default: the architecture's first.
+        pretrained_cfg: config of the variant; default: the architecture's own, or with `pretrained` its weights'.
         pretrained_cfg_overlay: fields of the config to replace.
         checkpoint_path: load this safetensors file instead of the config's source.
         checkpoint_filter_fn: turns foreign key names into the model's.
@@ -71,7 +71,7 @@ def build_model(
     Returns:
         The model in train mode, with `pretrained_cfg`, `load_report` and what is needed to build it again.
     """
-    cfg = pretrained_cfg if pretrained_cfg is not None else find_architecture(architecture)[1]
+    cfg = pretrained_cfg if pretrained_cfg is not None else find_architecture(architecture, pretrained=pretrained)[1]
     if pretrained_cfg_overlay:
         cfg = PretrainedCfg.from_dict({**cfg.to_dict(), **pretrained_cfg_overlay})
     point_cfg = _point_cfg(cfg.point_cfg, feature_columns, in_chans, grid_size)
@@ -251,8 +251,8 @@ def _read_converted(path: Path, access: HubAccess) -> dict[str, Tensor]:
 
 
 def _tell_terms(cfg: PretrainedCfg, source: str) -> None:
-    """Say once per process what using the weights is subject to."""
-    if cfg.training_data_license is not None and cfg.training_data_license not in _told:
+    """Say once per process what using the weights is subject to, beside their own licence."""
+    if cfg.training_data_license not in (None, cfg.license, *_told):
         _told.add(cfg.training_data_license)
         _logger.warning("Terms of the training data of the weights from %s: %s", source, cfg.training_data_license)
 

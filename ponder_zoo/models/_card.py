@@ -32,8 +32,9 @@ def model_card(
     lines += _usage(config, files, f"hf-hub:{repo_id}" if repo_id else UNPUBLISHED)
     if config.get("metrics"):
         lines += ["## Metrics", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {_text(name)} | {_number(value)} |" for name, value in config["metrics"].items()]
+        lines += [f"| {_text(name)} | {number(value)} |" for name, value in config["metrics"].items()]
         lines.append("")
+    lines += _training(config.get("training", {}))
     if metadata.get("known_failures"):
         lines += ["## Known failures", "", _text(metadata["known_failures"]), ""]
     lines += _citation(cfg.get("paper_ids", ()))
@@ -119,6 +120,16 @@ def _usage(config: Mapping[str, Any], files: Collection[str], name: str) -> list
     return [*lines, "```", ""]
 
 
+def _training(facts: Mapping[str, Any]) -> list[str]:
+    if not facts:
+        return []
+    lines = ["## Training", ""]
+    if "command" in facts:
+        lines += ["```bash", _text(facts["command"]), "```", ""]
+    rows = [f"| {_text(name)} | {_text(value)} |" for name, value in facts.items() if name != "command"]
+    return [*lines, *(["| | |", "|---|---|", *rows, ""] if rows else [])]
+
+
 def _citation(paper_ids: Collection[str]) -> list[str]:
     arxiv = [paper.removeprefix("arXiv:") for paper in paper_ids if paper.startswith("arXiv:")]
     lines = ["## Citation", ""]
@@ -139,7 +150,11 @@ def _citation(paper_ids: Collection[str]) -> list[str]:
     return [*lines, ""]
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """A metric as text."""
+    if isinstance(value, list) and len(value) == 3:  # with the ends of its interval
+        value, low, high = map(number, value)
+        return f"{value} ({low} to {high})"
     return f"{value:.4g}" if isinstance(value, int | float) else _text(value)
 
 

@@ -13,8 +13,9 @@ from ._download import ModelSource
 from ._features import FeatureList
 from ._hub import cfg_from_config, read_config
 from ._pretrained import load_weights, read_safetensors
-from ._registry import find_architecture
+from ._registry import find_architecture, split_name
 from ._safety import check_size, parameter_limit, safetensors_shapes
+from ._shipped import find_source, shipped_source, weights_file
 
 
 def create_model(
@@ -40,7 +41,8 @@ def create_model(
     Args:
         model_name: `arch`, `arch.tag`, `local-dir:FOLDER` as written by `save_for_hf`, or `hf-hub:org/repo[@revision]`
             as written by `push_to_hf_hub`.
-        pretrained: load weights. Having none to load is an error.
+        pretrained: load weights: of the folder or repository, or those of the variant, which come with the package or
+            are downloaded. Having none to load is an error.
         pretrained_cfg: replaces the registered config.
         pretrained_cfg_overlay: replaces single fields of it.
         checkpoint_path: a safetensors file with the model's own keys, or a `.pth` file of tensors; implies loading.
@@ -65,23 +67,25 @@ def create_model(
     Raises:
         ValueError: for an unknown name or tag, weights that do not fit or are damaged, a config that asks for more than
             its weights hold, or `pretrained=True` without weights.
-        FileNotFoundError: if the folder, repository, revision or file does not exist.
+        FileNotFoundError: if the folder, repository, revision or file does not exist, or weights are in the repository
+            of ponder_zoo alone.
         PermissionError: if the Hub gives no access.
         ConnectionError: if the Hub cannot be reached and its cache lacks the file.
 
     Example:
         >>> model = create_model("sparseunet_ponderv2_tiny", num_classes=20, condition="ScanNet")
     """
-    source = ModelSource.parse(model_name, endpoint=endpoint, token=token, cache_dir=cache_dir)
+    own_weights = pretrained and checkpoint_path is None and pretrained_cfg is None
+    find = find_source if own_weights else ModelSource.parse
+    source = find(model_name, endpoint=endpoint, token=token, cache_dir=cache_dir)
     if source is not None:
         config = read_config(source.file("config.json"))
         entry_point, _ = find_architecture(config["architecture"])
-        own_weights = pretrained and checkpoint_path is None and pretrained_cfg is None
-        weights = source.file("model.safetensors") if own_weights else None
+        weights = weights_file(source, config, "model.safetensors") if own_weights else None
         pretrained_cfg = pretrained_cfg or cfg_from_config(config, source, weights)
     else:
         weights = None
-        entry_point, cfg = find_architecture(model_name)
+        entry_point, cfg = find_architecture(model_name, pretrained=pretrained)
         pretrained_cfg = pretrained_cfg or cfg
     if isinstance(pretrained_cfg, Mapping):
         pretrained_cfg = PretrainedCfg.from_dict(pretrained_cfg)
@@ -122,9 +126,11 @@ def create_renderer(
     """Create a renderer, a module `(RayBundle, FeatureVolume) -> RenderOutput` that knows no encoder.
 
     Args:
-        renderer_name: "neus", "volsdf" or "unisurf"; or `local-dir:FOLDER` or `hf-hub:org/repo[@revision]` of a
+        renderer_name: "neus", "volsdf" or "unisurf", with a tag for the renderer of certain weights (`list_models(
+            pretrained=True, modality="renderer")`); or `local-dir:FOLDER` or `hf-hub:org/repo[@revision]` of a
             pre-training export.
-        pretrained: load the renderer's weights from there.
+        pretrained: load the renderer's weights. They go with the encoder and the dense U-Net that they were trained
+            with, whose volume they read: `create_pretrainer` loads all of them.
         cache_dir: as for `create_model`, like `endpoint` and `token`.
         endpoint: of the Hub.
         token: for the Hub.
@@ -138,17 +144,20 @@ def create_renderer(
     """
     source = ModelSource.parse(renderer_name, endpoint=endpoint, token=token, cache_dir=cache_dir)
     if source is None:
-        entry_point, cfg = find_architecture(renderer_name, renderer=True)
+        entry_point, cfg = find_architecture(renderer_name, renderer=True, pretrained=pretrained)
         if pretrained and not cfg.has_weights:
             raise ValueError(
                 f"pretrained=True, but renderer '{renderer_name}' has no published weights. A renderer's weights go "
                 "with the encoder they were trained with: create_renderer('local-dir:FOLDER', pretrained=True)."
             )
-        return entry_point(pretrained=pretrained, **renderer_args)
-    block = _renderer_block(read_config(source.file("config.json")), source)
+        source = shipped_source(cfg) if pretrained else None
+        if source is None:
+            return entry_point(pretrained=pretrained, **{**cfg.model_args, **renderer_args})
+    config = read_config(source.file("config.json"))
+    block = _renderer_block(config, source)
     entry_point, _ = find_architecture(block["architecture"], renderer=True)
     args = {**block["model_args"], **renderer_args}
-    path = _renderer_weights(source) if pretrained else None
+    path = _renderer_weights(source, config) if pretrained else None
     limit = parameter_limit(None if path is None else safetensors_shapes(path))
     check_size(lambda: entry_point(**args), limit, f"{source}")
     renderer = entry_point(**args)
@@ -184,7 +193,8 @@ def create_pretrainer(
             export (then all of its parts are rebuilt from there); or a module with `forward_features` and
             `num_features`.
         renderer: a name for `create_renderer`, or a module.
-        pretrained: load the encoder's weights, and those of the other parts where the folder has them.
+        pretrained: load the encoder's weights, and those of the other parts where the folder has them. Shipped weights
+            have them: with the renderer that they were trained with, all parts are rebuilt as they were.
         volume_channels: channels of the volume that the renderer reads; default 128 (official).
         unet_channels: widths of the dense U-Net's levels; default (32, 64, 128, 256) (official).
         unet_shortcut: whether the dense U-Net adds its input to its result; default True (official: False).
@@ -228,12 +238,14 @@ def create_pretrainer(
     }
     access = {"cache_dir": cache_dir, "endpoint": endpoint, "token": token}
     source = ModelSource.parse(encoder, **access) if isinstance(encoder, str) else None
+    if source is None and pretrained and isinstance(encoder, str) and isinstance(renderer, str):
+        source = _shipped_with(encoder, renderer)
     block, path = None, None
     if source is not None:
         config = read_config(source.file("config.json"))
         block = _renderer_block(config, source)
         parts.update(config.get("pretrainer_args", {}))
-        path = _renderer_weights(source) if pretrained else None
+        path = _renderer_weights(source, config) if pretrained else None
     parts.update({key: value for key, value in given.items() if value is not None})
     if isinstance(encoder, str):
         name = source.pinned if source is not None else encoder
@@ -281,8 +293,17 @@ def _renderer_block(config: Mapping[str, Any], source: ModelSource) -> Mapping[s
     return config["renderer"]
 
 
-def _renderer_weights(source: ModelSource) -> Path:
-    path = source.file("renderer.safetensors")
+def _shipped_with(encoder: str, renderer: str) -> ModelSource | None:
+    """The shipped weights of an encoder, if the renderer that they were trained with is the wanted one."""
+    source = find_source(encoder)
+    if source is None:
+        return None
+    block = read_config(source.file("config.json")).get("renderer", {})
+    return source if block.get("architecture") == split_name(renderer)[0] else None
+
+
+def _renderer_weights(source: ModelSource, config: Mapping[str, Any]) -> Path:
+    path = weights_file(source, config, "renderer.safetensors")
     if not path.is_file():
         raise FileNotFoundError(f"{source}/config.json names a renderer; there is no {path}. Export the model again.")
     return path

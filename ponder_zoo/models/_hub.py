@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..files import write_atomic
@@ -56,8 +57,9 @@ def save_for_hf(
         renderer: the pre-training model around `model` (from `create_pretrainer`) or a renderer from
             `create_renderer`; all of its parameters but the encoder's go to `renderer.safetensors`.
         metadata: for the card and config.json: `license`, `training_data` and `training_data_license`, `metrics`
-            (name -> value), `description`, `label_names`; for the card alone: `known_failures`, `base_model` (a Hub
-            id).
+            (name -> value, or value with the ends of its interval), `description`, `label_names`, `training` (what is
+            needed to do it again: name -> text; "command" is shown as one), `scene_args` (`volume_shape`, `margin` and
+            `dropout` of pre-training, for rendering); for the card alone: `known_failures`, `base_model` (a Hub id).
         reference: input whose output in eval mode goes to `reference.safetensors`, for `verify`; True takes a small
             built-in room, False writes none.
         preview: a PNG for the card.
@@ -188,16 +190,21 @@ def write_folder(
     preview: str | Path | None = None,
     repo_id: str | None = None,
     extra: Mapping[str, Tensor] | None = None,
+    matrix_dtype: torch.dtype | None = None,
 ) -> Path:
-    """What `save_for_hf` and `push_to_hf_hub` do; `extra` tensors go to `model.safetensors` beside the model's own."""
+    """What `save_for_hf` and `push_to_hf_hub` do.
+
+    `extra` tensors go to `model.safetensors` beside the model's own; `matrix_dtype` is what weights are stored in that
+    are no vectors (default: as they are). Loading copies them into the model's own type.
+    """
     metadata = dict(metadata or {})
     config = model_config(model, renderer, metadata)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "reference.safetensors").unlink(missing_ok=True)  # of an earlier export: it fits other weights
-    write_tensors(directory / "model.safetensors", {**model.state_dict(), **(extra or {})})
+    write_tensors(directory / "model.safetensors", _stored({**model.state_dict(), **(extra or {})}, matrix_dtype))
     if renderer is not None:
-        write_tensors(directory / "renderer.safetensors", renderer_state_dict(renderer))
+        write_tensors(directory / "renderer.safetensors", _stored(renderer_state_dict(renderer), matrix_dtype))
     write_atomic(directory / "config.json", json.dumps(config, indent=2) + "\n")
     if preview is not None:
         write_atomic(directory / "preview.png", Path(preview).read_bytes())
@@ -210,6 +217,15 @@ def write_folder(
         files = {path.name for path in directory.iterdir()}
         write_atomic(card, model_card(config, metadata, files, repo_id))
     return directory
+
+
+def is_matrix(value: Tensor) -> bool:
+    """Whether a tensor is what most of a model's weights are: floating point, and no vector."""
+    return value.is_floating_point() and value.ndim > 1
+
+
+def _stored(state_dict: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    return {key: value.to(dtype) if dtype and is_matrix(value) else value for key, value in state_dict.items()}
 
 
 def model_config(model: nn.Module, renderer: nn.Module | None, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,8 +259,7 @@ def model_config(model: nn.Module, renderer: nn.Module | None, metadata: Mapping
         config["renderer"] = {"architecture": bare.architecture, "model_args": bare.model_args}
         if hasattr(renderer, "pretrainer_args"):
             config["pretrainer_args"] = renderer.pretrainer_args
-    if metadata.get("metrics"):
-        config["metrics"] = dict(metadata["metrics"])
+    config |= {key: dict(metadata[key]) for key in ("metrics", "training", "scene_args") if metadata.get(key)}
     try:
         return json.loads(json.dumps(config))
     except TypeError as error:
@@ -288,6 +303,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         or "architecture" not in renderer
     ):
         raise ValueError(f"{path} has a 'renderer' without architecture and model_args. Export the model again.")
+    shipped = config.get("shipped", {"in": "", "sha256": {}})
+    if not isinstance(shipped, dict) or "in" not in shipped or not isinstance(shipped.get("sha256"), dict):
+        raise ValueError(f"{path} has a 'shipped' without place and digests. Copy the folder of the weights again.")
     return config
 
 

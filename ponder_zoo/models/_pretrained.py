@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,12 +74,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def write_tensors(path: Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; tensors that share memory are written apart."""
+    """Write a safetensors file atomically, the same bytes for the same tensors; those that share memory apart."""
     from safetensors.torch import save
 
     tensors = {key: value.detach().to("cpu", copy=False).contiguous() for key, value in state_dict.items()}
     shared = {key: value.clone() for key, value in tensors.items() if value.untyped_storage().nbytes() != value.nbytes}
-    write_atomic(path, save({**tensors, **shared}, metadata={"format": "pt", **(metadata or {})}))
+    write_atomic(path, _sorted_header(save({**tensors, **shared}, metadata={"format": "pt", **(metadata or {})})))
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """The same file with the keys of its header in order: the library writes the metadata in a random one."""
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors start at a multiple of 8 bytes
+    return struct.pack("<Q", len(header)) + header + content[end:]
 
 
 def strip_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

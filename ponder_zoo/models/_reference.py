@@ -100,7 +100,7 @@ def verify(
     """Replay the reference of a published folder on this machine.
 
     Args:
-        name: a folder, `local-dir:FOLDER` or `hf-hub:org/repo[@revision]`.
+        name: a folder, `local-dir:FOLDER`, `hf-hub:org/repo[@revision]`, or a model whose weights are shipped.
         tolerance: largest error to pass, relative to the largest stored output.
         backend: of sparse convolutions, as for `create_model`.
         device: to compute on.
@@ -120,10 +120,15 @@ def verify(
     from ._factory import create_model
     from ._hub import read_config
     from ._pretrained import read_safetensors
+    from ._registry import is_model
+    from ._shipped import find_source
 
-    source = ModelSource.parse(str(name), **source_args) if ":" in str(name) else ModelSource(folder=Path(name))
+    named = ":" in str(name) or is_model(str(name))
+    source = find_source(str(name), **source_args) if named else ModelSource(folder=Path(name))
     if source is None:
-        raise ValueError(f"Expected a folder or 'hf-hub:org/repo', got '{name}'.")
+        raise ValueError(
+            f"Expected a folder, 'hf-hub:org/repo' or a model whose weights are shipped; '{name}' is none of them."
+        )
     read_config(source.file("config.json"))  # no folder, or another kind of folder, is said first; pins the commit
     path = source.file(FILE)
     if not path.is_file():

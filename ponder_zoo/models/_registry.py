@@ -28,7 +28,7 @@ Entry = TypeVar("Entry", bound=EntryPoint)
 class _Architecture:
     entry_point: EntryPoint
     modality: Modality
-    cfgs: dict[str, PretrainedCfg]  # by tag; the first is the default
+    cfgs: dict[str, PretrainedCfg]  # by tag; "" is the architecture without weights; the first is the default
 
 
 _architectures: dict[str, _Architecture] = {}
@@ -38,7 +38,11 @@ PLUGIN_GROUP = "ponder_zoo.models"  # entry points of other packages whose impor
 
 
 def generate_default_cfgs(cfgs: Mapping[str, PretrainedCfg]) -> dict[str, dict[str, PretrainedCfg]]:
-    """Group `{"arch.tag": cfg}` into `{"arch": {"tag": cfg}}`; the first tag of an architecture is its default."""
+    """Group `{"arch.tag": cfg}` into `{"arch": {"tag": cfg}}`; the first tag of an architecture is its default.
+
+    A first entry `"arch"` without a tag is for the architecture without weights; `pretrained=True` then takes the first
+    that has some. With it, an untrained model does not depend on which weights there are.
+    """
     grouped: dict[str, dict[str, PretrainedCfg]] = {}
     for name, cfg in cfgs.items():
         architecture, tag = split_name(name)
@@ -178,16 +182,21 @@ def is_model(name: str) -> bool:
 
 
 def get_pretrained_cfg(name: str) -> PretrainedCfg:
-    """The config of `arch` (its default variant) or `arch.tag`.
+    """The config of `arch` (its default weights, if it has any) or `arch.tag`.
 
     Raises:
         ValueError: for an unknown architecture or tag; the message names the nearest known ones.
     """
-    return find_architecture(name)[1]
+    return find_architecture(name, pretrained=True)[1]
 
 
-def find_architecture(name: str, renderer: bool = False) -> tuple[EntryPoint, PretrainedCfg]:
-    """Entry point and config of `arch[.tag]` among the encoders, or among the renderers."""
+def find_architecture(
+    name: str, renderer: bool = False, *, pretrained: bool = False
+) -> tuple[EntryPoint, PretrainedCfg]:
+    """Entry point and config of `arch[.tag]` among the encoders, or among the renderers.
+
+    Without a tag, the config is the first one; with `pretrained` the first one that has weights, if any has.
+    """
     architecture, tag = split_name(_current_name(name))
     kind = "renderer" if renderer else "model"
     entry = _architectures.get(architecture)
@@ -199,7 +208,8 @@ def find_architecture(name: str, renderer: bool = False) -> tuple[EntryPoint, Pr
         hint = f"Did you mean {' or '.join(close)}?" if close else f"Known ones: {', '.join(known)}."
         raise ValueError(f"Unknown {kind} '{architecture}'. {hint} ponder_zoo.list_{kind}s() lists all.")
     if not tag:
-        return entry.entry_point, next(iter(entry.cfgs.values()))
+        cfgs = list(entry.cfgs.values())
+        return entry.entry_point, next((cfg for cfg in cfgs if pretrained and cfg.has_weights), cfgs[0])
     if tag not in entry.cfgs:
         tags = [t for t in entry.cfgs if t]
         close = difflib.get_close_matches(tag, tags, n=3, cutoff=0.4) or tags

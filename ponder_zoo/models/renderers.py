@@ -7,7 +7,13 @@ from typing import Any
 
 from ..render import NeuS, UniSurf, VolSDF
 from ._builder import build_renderer
-from ._registry import register_renderer
+from ._config import PretrainedCfg
+from ._registry import generate_default_cfgs, register_renderer
+from ._shipped import shipped_renderer_cfgs
+
+default_cfgs = generate_default_cfgs(
+    {**{name: PretrainedCfg() for name in ("neus", "volsdf", "unisurf")}, **shipped_renderer_cfgs()}
+)
 
 
 @register_renderer

@@ -35,6 +35,7 @@ from ._official import HEAD_KEYS, released_cfgs
 from ._official import TABLE_ORDER as _OFFICIAL_TABLE_ORDER
 from ._pretrained import strip_wrappers
 from ._registry import generate_default_cfgs, register_model
+from ._shipped import shipped_cfgs
 
 NUM_STAGES = 4  # resolutions below the input's; the decoder has as many
 
@@ -381,6 +382,40 @@ class SparseUNet(nn.Module):
         return {"context.weight"} if self.norm == "prompt" else set()
 
 
+@torch.no_grad()
+def fill_untrained_conditions(model: SparseUNet) -> tuple[str, ...]:
+    """Give conditions that training never saw the norms and the context of one that it did see.
+
+    Otherwise their statistics are those of the initialization and their contexts random, and a model that was trained
+    without naming conditions would be wrong for every scene that names another than the default one. Taken are those of
+    the default condition, or of the first trained one. The copies keep their count of zero batches: they stay known as
+    untrained.
+
+    Returns:
+        The names of those conditions.
+    """
+    norms = [module for module in model.modules() if isinstance(module, PromptDrivenNorm)]
+    trained = [any(_batches(norm.norms[i]) for norm in norms) for i in range(len(model.conditions))]
+    if not any(trained):
+        return ()
+    source = trained.index(True)
+    if model.condition is not None and trained[default := _position(model.condition, model.conditions)]:
+        source = default
+    missing = [i for i, known in enumerate(trained) if not known]
+    for position in missing:
+        model.context.weight[position] = model.context.weight[source]
+        for norm in norms:
+            own = norm.norms[position].state_dict()
+            for key, value in norm.norms[source].state_dict().items():
+                if key != "num_batches_tracked":
+                    own[key].copy_(value)
+    return tuple(model.conditions[i] for i in missing)
+
+
+def _batches(norm: nn.Module) -> int:
+    return int(norm.num_batches_tracked)  # type: ignore[arg-type]
+
+
 def _check_options(
     channels: Sequence[int], depths: Sequence[int], norm: str, conditions: Sequence[str], condition: str | None
 ) -> None:
@@ -556,10 +591,14 @@ default_cfgs = generate_default_cfgs(
     {
         "sparseunet34": PretrainedCfg(),
         "sparseunet_small": PretrainedCfg(),
+        **shipped_cfgs("sparseunet_small"),
         "sparseunet_tiny": PretrainedCfg(),
+        **shipped_cfgs("sparseunet_tiny"),
         **released_cfgs("sparseunet_ponderv2"),
         "sparseunet_ponderv2_small": PretrainedCfg(condition="ScanNet"),
+        **shipped_cfgs("sparseunet_ponderv2_small"),
         "sparseunet_ponderv2_tiny": PretrainedCfg(condition="ScanNet"),
+        **shipped_cfgs("sparseunet_ponderv2_tiny"),
     }
 )
 

@@ -137,3 +137,21 @@ def test_real_files_become_input(shared_dir: Path, model: Any, file: str) -> Non
     points = make(model)(shared_dir / "data" / file)
     assert points.feat.shape[1] == 6 and points.feat.abs().max() <= 1 + 1e-5
     assert points.inverse is not None and points.inverse.max() == len(points) - 1
+
+
+def test_a_scene_to_render_is_in_the_frame_of_the_data(model: Any) -> None:
+    arrays, transform = room(), make(model)
+    arrays["coord"] += np.array([7.0, -3.0, 2.0], "f4")
+    scene, points = transform.scene_input(arrays, volume_shape=(16, 16, 8), margin=0.2), transform(arrays)
+    assert scene.points.inverse is not None and scene.grid.shape == (16, 16, 8)
+    offset = scene.points.coord[scene.points.inverse].numpy() - arrays["coord"]
+    assert np.abs(offset).max() <= 0.02 + 1e-5  # each point's row lies in its cell, where the point is
+    low, high = scene.grid.bounds[0].numpy()
+    assert (low <= arrays["coord"].min(0) - 0.2 + 0.02).all() and (high >= arrays["coord"].max(0) + 0.2 - 0.02).all()
+    assert torch.equal(scene.points.grid_coord, points.grid_coord)  # type: ignore[arg-type]
+    assert torch.equal(scene.points.feat, points.feat)  # the encoder sees what it would see without the volume
+
+
+def test_a_scene_to_render_is_not_augmented(model: Any) -> None:
+    with pytest.raises(ValueError, match="is_training=False"):
+        make(model, is_training=True).scene_input(room())

@@ -16,6 +16,7 @@ import ponder_zoo as pz
 from ponder_zoo.models import _registry
 from ponder_zoo.models._builder import build_model, build_renderer
 from ponder_zoo.models._config import PretrainedCfg
+from ponder_zoo.models._pretrained import write_tensors
 from ponder_zoo.models._registry import generate_default_cfgs, register_model, register_renderer
 
 default_cfgs = generate_default_cfgs(
@@ -128,6 +129,17 @@ def test_a_saved_model_comes_back_bit_exact(tmp_path: Path) -> None:
     assert again.pretrained_cfg.point_cfg.mean == (127.5, 0.0) and again.pretrained_cfg.point_cfg.grid_size == 0.05
     assert set(again.load_report.loaded) == set(model.state_dict()) and not again.load_report.missing
     assert "dummy_encoder" in (tmp_path / "README.md").read_text()
+
+
+def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path: Path) -> None:
+    state, metadata = {"b": torch.ones(3), "a": torch.zeros(2, 2).half()}, {"condition": "A\nB", "stored_by": "x"}
+    contents = set()
+    for _ in range(8):  # the library writes the metadata in a random order
+        write_tensors(tmp_path / "weights.safetensors", state, metadata)
+        contents.add((tmp_path / "weights.safetensors").read_bytes())
+    assert len(contents) == 1
+    loaded = load_file(tmp_path / "weights.safetensors")
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
 def test_without_pretrained_a_folder_gives_the_architecture_alone(tmp_path: Path) -> None:

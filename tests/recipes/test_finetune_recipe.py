@@ -106,3 +106,13 @@ def test_labelled_scans_are_read_and_scored(run_recipe, finetune_settings, share
         "data.val_every=2", "max_steps=1", "batch_size=1", "grid_size=0.2", "fragments=1", f"output={tmp_path / 'run'}",
     )  # fmt: skip
     assert len(json.loads((tmp_path / "run/eval.json").read_text())["iou"]) == 20
+
+
+def test_a_model_is_named_as_the_start(recipe, tmp_path, monkeypatch):
+    finetune = recipe("finetune")
+    monkeypatch.chdir(tmp_path)
+    assert finetune.initial_model(finetune.Config(init="sparseunet_ponderv2_tiny")) == "sparseunet_ponderv2_tiny"
+    run = tmp_path / "sparseunet_tiny"  # a folder that happens to be called like a model
+    run.mkdir()
+    (run / "model.safetensors").touch()
+    assert finetune.initial_model(finetune.Config(init="sparseunet_tiny")) == "local-dir:sparseunet_tiny"

@@ -200,3 +200,12 @@ def test_two_processes_have_the_losses_of_one(start_recipe, pretrain_settings, t
     assert "meta.json" in os.listdir(list_checkpoints(tmp_path / "two")[-1])
     assert json.loads((list_checkpoints(tmp_path / "two")[-1] / "meta.json").read_text())["num_processes"] == 2
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=tolerance)
+
+
+def test_data_sets_without_data_are_exported_with_the_norms_of_the_trained_one(run_recipe, pretrain_settings, tmp_path):
+    settings = ["encoder=sparseunet_ponderv2_tiny", "max_steps=1", f"output={tmp_path}"]
+    run_recipe("pretrain", *pretrain_settings, *settings)
+    state = pz.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True).state_dict()
+    mean = [state[f"stem.norm.norms.{condition}.running_mean"] for condition in range(3)]
+    assert mean[0].abs().max() > 0 and torch.equal(mean[1], mean[0]) and torch.equal(mean[2], mean[0])
+    assert torch.equal(state["context.weight"][1], state["context.weight"][0])
