@@ -124,7 +124,8 @@ def _shape(feat: Tensor) -> list[int]:
 def _sums(value: Tensor) -> Tensor:
     """Sum over all but the channels, (N, C, ...) -> (C,) float64.
 
-    Within a volume in float32, where torch adds in a tree that keeps its digits and is three times as fast.
+    Within a volume in float32, where torch adds in a tree that keeps its digits and is some 20 times as fast
+    (2026-11-27, 2 CPU cores, (2, 128, 32, 64, 64)).
     """
     value = value if value.ndim == 2 else value.flatten(2).sum(-1)
     return value.sum(0, dtype=torch.float64)

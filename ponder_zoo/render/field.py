@@ -147,7 +147,7 @@ class SDFField(AbstractField):
             volumes = self._check(volume)
             lower, extent = _box(volumes[0].grid, positions)
             unit = (positions - lower) / extent  # not moved into the box, as the official samplers do not either
-            # Half the channels and one output: 1.9 x faster than all (2026-11, 2 CPU cores, 1280 x 96 positions).
+            # Half the channels, which are read 1.9 x faster than all (see `ops.rows.gather_rows`), and one output.
             used = [item.feat.shape[1] // (1 if self.share_volume else 2) for item in volumes]
             feat = _join([sample_volume(v, positions, channels=c) for v, c in zip(volumes, used, strict=True)])
             return self.sdf_mlp(feat, unit, outputs=1)[..., 0]

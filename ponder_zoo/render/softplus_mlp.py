@@ -4,8 +4,8 @@
 
 with softplus(h) = log(1 + exp(100 h)) / 100, whose derivative is sigmoid'(h) = sigmoid(100 h). Autograd keeps four
 values per hidden unit and sample and walks over them several times; here only f is kept, h is computed again, one
-sigmoid serves everything, and constant factors go into the matrices. The renderer's step is 1.6 x faster (2026-11,
-2 CPU cores, `benchmarks/render.py`). Test: `tests/render/test_softplus_mlp.py`.
+sigmoid serves everything, and constant factors go into the matrices. The renderer's training step takes 12 % less
+(2026-11-27, 2 CPU cores, inputs of `benchmarks/render.py`). Test: `tests/render/test_softplus_mlp.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def reference(f: Tensor, M: Tensor, m: Tensor, A: Tensor, W: Tensor, a: Tensor) 
 def sigmoid_and_softplus(h: Tensor) -> tuple[Tensor, Tensor]:
     """sigmoid(h) and log(1 + exp(h)), outside of autograd; overwrites h.
 
-    As h - log(sigmoid(h)): 4 x faster than `F.softplus` on a CPU (2026-11), whose log1p is slow, and as exact as h is.
+    As h - log(sigmoid(h)), which is as exact as h is: `F.softplus`, whose log1p is slow, makes the renderer's training
+    step 5 % longer on a CPU (2026-11-27).
     """
     s = torch.sigmoid(h).clamp_(min=1e-30)  # no denormal numbers, which are slow
     return s, h.sub_(s.log()).clamp_(min=0.0)

@@ -72,7 +72,7 @@ class PointVolumeEncoder(AbstractVolumeEncoder):
 
     def fill(self, features: PointBatch, scene: SceneInput) -> FeatureVolume:
         """The dense volume of point features (paper Eq. 3)."""
-        # On a CPU the U-Net gets the occupied cells alone, which halves its arithmetic (see `occupied.py`).
+        # On a CPU the U-Net gets the occupied cells alone, which saves much of its first layer (see `occupied.py`).
         sparse = features.feat.device.type == "cpu" and isinstance(self.unet, UNet3D)
         if self.cells == "metric":
             volume = occupied_cells(features, scene.grid) if sparse else densify(features, scene.grid).feat

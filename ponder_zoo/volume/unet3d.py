@@ -68,7 +68,7 @@ class UNet3D(nn.Module):
             skips.append(x)
         for block, skip in zip(self.decoder, reversed(skips[:-1]), strict=True):
             x = block(x, skip)
-        x = _pointwise(self.head, x)
+        x = self.head(x)
         return _channels_last(x if self.shortcut is None else _add_shortcut(self.shortcut, x, volume))
 
     def takes_occupied(self, cells: OccupiedCells) -> bool:
@@ -117,11 +117,6 @@ class UpLevel(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         return self.block(_channels_last(self.upsample(x)) + skip)
-
-
-def _pointwise(conv: nn.Conv3d, volume: Tensor) -> Tensor:
-    """A 1x1x1 convolution as the matrix product that it is: 3 x faster than `conv` on a CPU (2026-11, 2 cores)."""
-    return F.linear(volume.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
 
 
 def _add_shortcut(shortcut: nn.Module, x: Tensor, volume: Tensor | OccupiedCells) -> Tensor:
