@@ -13,17 +13,25 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from ponder_zoo.structures import PointBatch
+from ponder_zoo.structures import PointBatch, SceneInput
 
 from .checks import check_scene
-from .collate import PointCollate
+from .collate import PointCollate, collate_scenes
 from .features import POINT_COLUMNS
+from .grid import fit_grid
 from .motion import bounding_box
 from .normals import estimate_normals as normals_of
 from .normals import room_viewpoint
 from .readers import read_scene, scene_from_arrays
 from .scene import Scene
-from .transforms import CenterShift, Compose, segmentation_test_transforms, segmentation_train_transforms
+from .transforms import (
+    CenterShift,
+    Compose,
+    GridSample,
+    RandomDropout,
+    segmentation_test_transforms,
+    segmentation_train_transforms,
+)
 
 _logger = logging.getLogger(__name__)
 Center = Literal["none", "xy_mid_z_min"]
@@ -222,6 +230,32 @@ class ModelTransform:
         if absent:
             _tell_filled(absent)
         return scene
+
+
+def volume_input(
+    scene: Scene, encoder: Any, shape: tuple[int, int, int], *, margin: float, dropout: float = 0.0, seed: int = 0
+) -> tuple[Scene, SceneInput, NDArray[np.float32]]:
+    """One scene as a pre-training model reads it, without augmentation: points and the grid of their volume.
+
+    Args:
+        scene: its views, if it has any, are moved with the points.
+        encoder: of the model; its config says which columns and how large the cells are that keep one point.
+        shape: (X, Y, Z) cells of the volume.
+        margin: metres around the points that the volume covers, too.
+        dropout: share of the points to leave out: the statistics of norms depend on the density, so as in training.
+        seed: of what is left out.
+
+    Returns:
+        The scene that is encoded, in the model's frame; the input of `volume_encoder`, for one scene; and (3,) metres
+        to add to coordinates of the model's frame to be back in the scene's.
+    """
+    rng = np.random.default_rng(seed)
+    kept = RandomDropout(dropout, p=1.0)(scene, rng)
+    centred = CenterShift()(kept, rng)
+    sampled = replace(GridSample(encoder.grid_size, pick="first")(centred, rng), inverse=None)
+    bounds = fit_grid(sampled.coord, shape, margin=margin)
+    item = collate_scenes([sampled], [bounds], shape, points=model_collate(encoder))
+    return sampled, item, kept.coord[0] - centred.coord[0]
 
 
 @functools.cache

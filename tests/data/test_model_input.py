@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import ponder_zoo as pz
-from ponder_zoo.data.model_input import ModelTransform
+from ponder_zoo.data.model_input import ModelTransform, volume_input
 from ponder_zoo.data.scene import Scene
 
 
@@ -137,3 +137,21 @@ def test_real_files_become_input(shared_dir: Path, model: Any, file: str) -> Non
     points = make(model)(shared_dir / "data" / file)
     assert points.feat.shape[1] == 6 and points.feat.abs().max() <= 1 + 1e-5
     assert points.inverse is not None and points.inverse.max() == len(points) - 1
+
+
+def test_a_scene_for_the_volume_is_thinned_moved_and_comes_back(model: Any) -> None:
+    arrays = room()
+    scene = Scene("room", arrays["coord"] + 5, color=arrays["color"].astype("f4"), normal=arrays["normal"])
+    seen, item, shift = volume_input(scene, model, (32, 32, 16), margin=0.5, dropout=0.9)
+    again = volume_input(scene, model, (32, 32, 16), margin=0.5, dropout=0.9)[0]
+    np.testing.assert_array_equal(seen.coord, again.coord)
+    assert 250 < len(seen) <= 300  # a tenth, one per cell of 2 cm
+    distance = np.linalg.norm((seen.coord + shift)[:, None] - scene.coord[None], axis=-1).min(1)
+    assert distance.max() < 1e-5  # each is a point of the scene
+    assert (
+        abs(seen.coord[:, 2].min()) < 1e-5 and np.abs(seen.coord[:, :2].min(0) + seen.coord[:, :2].max(0)).max() < 0.05
+    )
+    torch.testing.assert_close(item.points.coord, torch.from_numpy(seen.coord))
+    lower, upper = item.grid.bounds[0].numpy()
+    assert (seen.coord.min(0) - lower >= 0.5 - 1e-5).all() and (upper - seen.coord.max(0) >= 0.5 - 1e-5).all()
+    assert item.grid.shape == (32, 32, 16) and item.points.feat.shape[1] == 6
