@@ -53,7 +53,7 @@ from ponder_zoo.report.pointcloud_io import write_ply
 from ponder_zoo.report.run_files import write_json
 from ponder_zoo.report.surface_views import SurfaceRow, SurfaceSamples, write_surface_views
 from ponder_zoo.report.system import system_info
-from ponder_zoo.train.config import config_to_dict, saved_values
+from ponder_zoo.train.config import ConfigError, config_to_dict, saved_values
 from ponder_zoo.train.log import setup_logging
 from ponder_zoo.train.run import command_line
 
@@ -120,6 +120,9 @@ class Task(NamedTuple):
 
 def main(cfg: Config) -> None:
     setup_logging(main=True)
+    absent = [path for path in cfg.scans if not Path(path).is_file()]
+    if absent:
+        raise ConfigError(f"Expected files in scans, got {absent}, which are none. Check the paths.")
     methods, missing = available_methods(load_ponder(cfg), cfg)
     output, began = Path(cfg.output or Path(cfg.run) / "surfaces"), time.monotonic()
     report: dict[str, Any] = {"command": shlex.join(sys.argv), "config": config_to_dict(cfg), "system": system_info()}
@@ -141,6 +144,7 @@ def main(cfg: Config) -> None:
                     write_mesh(mesh, output / f"{name}.{method.replace(' ', '_')}.ply")
             if len(rows) < cfg.pictures:
                 rows.append(picture_row(task, {method: mesh for method, (mesh, _) in found.items()}, scores, cfg))
+            logger.info("%s: F-score %s", name, ", ".join(f"{m} {s['f_score']:.3f}" for m, s in scores.items()))
             bar.update()
     summary = summarize(scenes, list(chosen))
     report |= {"summary": summary, "missing": missing, "chosen": chosen, "scenes": scenes, "tuning": trials}

@@ -177,11 +177,16 @@ def test_spread_is_over_the_scenes_with_a_surface(recipe: Any) -> None:
     assert summary["ball pivoting"]["ours_minus_this_f_score"]["mean"] == pytest.approx(0.2)
 
 
-def test_settings_that_cannot_be_are_refused(recipe: Any, export: Path) -> None:
+def test_settings_that_cannot_be_are_refused(recipe: Any) -> None:
     module = recipe("reconstruct")
     for wrong in ("keep=0", "keep=1.5", "rooms=0", "tuning_rooms=-1", "reaches=[]"):
         with pytest.raises(ConfigError, match="Expected"):
             load_config(module.Config, [wrong])
+
+
+def test_scans_that_are_not_there_are_named_before_anything_runs(run_recipe: Any) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.ply"):
+        run_recipe("reconstruct", "scans=[absent.ply]", "run=nowhere")
 
 
 def test_data_and_volume_are_those_of_the_run(recipe: Any, tmp_path: Path) -> None:
