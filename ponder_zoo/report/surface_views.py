@@ -67,21 +67,25 @@ def write_surface_views(
 
 def _tiles(row: SurfaceRow, max_error: float) -> dict[str, Tile]:
     """The pictures of a scene by their headers."""
-    (camera,) = orbit_cameras(row.input_coord, count=1, image_size=_SIZE, elevation=55.0)
+    (camera,) = orbit_cameras(row.truth.coord, count=1, image_size=_SIZE, elevation=55.0)
     color = np.full((len(row.input_coord), 3), 200) if row.input_color is None else row.input_color
     points, _ = splat_points(row.input_coord, color, camera, point_size=0.06)
     tiles = {"Input points": _tile(points, f"{row.name}: {len(row.input_coord):,} points")}
     for name, surface in row.surfaces.items():
-        tiles[name.capitalize()] = _tile(_draw(surface, _clay(surface, camera), camera), surface.caption)
+        tiles[_title(name)] = _tile(_draw(surface, _clay(surface, camera), camera), surface.caption)
     tiles["True surface"] = _tile(_draw(row.truth, _clay(row.truth, camera), camera))
     for name, surface in row.surfaces.items():
         if surface.color is not None:
-            tiles[f"{name.capitalize()}, colour"] = _tile(_draw(surface, surface.color, camera))
+            tiles[f"{_title(name)}, colour"] = _tile(_draw(surface, surface.color, camera))
     for name, surface in row.surfaces.items():
         if surface.error is not None:
             error = colorize(surface.error, "error", low=0.0, high=max_error)
-            tiles[f"{name.capitalize()}, error"] = _tile(_draw(surface, error, camera))
+            tiles[f"{_title(name)}, error"] = _tile(_draw(surface, error, camera))
     return tiles
+
+
+def _title(name: str) -> str:
+    return name[:1].upper() + name[1:]
 
 
 def _tile(image: NDArray[np.uint8], caption: str = "") -> Tile:
@@ -90,7 +94,7 @@ def _tile(image: NDArray[np.uint8], caption: str = "") -> Tile:
 
 def _draw(surface: SurfaceSamples, color: NDArray[Any], camera: Camera) -> NDArray[np.uint8]:
     front = _facing(surface, camera) > 0
-    image, _ = splat_points(surface.coord[front], color[front], camera, point_size=0.08)
+    image, _ = splat_points(surface.coord[front], color[front], camera, point_size=0.12)
     return image
 
 
