@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,8 @@ from PIL import Image
 
 import ponder_zoo as pz
 from ponder_zoo.cli import main
-from ponder_zoo.cli import render as render_command
-from ponder_zoo.cli.render import extract_mesh, inside_cameras
-from ponder_zoo.data import Scene
+from ponder_zoo.cli.render import inside_cameras
+from ponder_zoo.data.model_input import ModelTransform
 from ponder_zoo.data.readers import read_scene
 from ponder_zoo.data.synthetic import GENERATOR_VERSION
 from ponder_zoo.report.run_files import write_run_info
@@ -170,11 +168,11 @@ def test_ship_writes_weights_with_their_history(run: Path, tmp_path: Path, capsy
     assert main(["verify", str(folder)]) == 0
     small = ["--size", "12", "16", "--views", "1", "--frames", "2"]
     with pytest.MonkeyPatch.context() as patch:
-        shapes: list[Any] = []
-        encode = render_command.encode
-        patch.setattr(render_command, "encode", lambda *args: shapes.append(args[2]) or encode(*args))
+        asked: list[dict[str, Any]] = []
+        scene_input = ModelTransform.scene_input
+        patch.setattr(ModelTransform, "scene_input", lambda *args, **kw: asked.append(kw) or scene_input(*args, **kw))
         assert main(["render", str(folder), "room", str(tmp_path / "out"), *small]) == 0
-    assert shapes == [(12, 12, 8)]  # as in pre-training
+    assert asked == [{"volume_shape": (12, 12, 8), "margin": 0.3}]  # as in pre-training
     assert main(["ship", *arguments, "--release"]) == 0
     assert (tmp_path / "release" / "sparseunet_tiny.rooms" / "model.safetensors").is_file()
 
@@ -279,25 +277,6 @@ def test_render_refuses_what_it_cannot_do(
     ):
         assert main(["render", *arguments]) == 1
         assert capsys.readouterr().err.startswith("ponder-zoo render: ")
-
-
-def test_the_mesh_is_the_zero_of_the_field_near_the_points() -> None:
-    class Ball:
-        def sdf(self, positions: torch.Tensor, volume: pz.FeatureVolume) -> torch.Tensor:
-            return positions.norm(dim=-1) - 1.0
-
-        def __call__(self, positions: torch.Tensor, directions: torch.Tensor, volume: pz.FeatureVolume) -> Any:
-            return SimpleNamespace(rgb=(positions > 0).float())  # each octant has its colour
-
-    ponder: Any = SimpleNamespace(renderer=SimpleNamespace(field=Ball()))
-    grid = pz.VolumeGrid(torch.tensor([[[-1.5, -1.5, -1.5], [1.5, 1.5, 1.5]]]), (16, 16, 16))
-    volume = pz.FeatureVolume(torch.zeros(1, 1, 16, 16, 16), grid)
-    direction = np.random.default_rng(0).standard_normal((4000, 3)).astype(np.float32)
-    seen = direction / np.linalg.norm(direction, axis=1, keepdims=True)
-    mesh = extract_mesh(ponder, volume, Scene("upper half", seen[seen[:, 2] > 0]))
-    np.testing.assert_allclose(np.linalg.norm(mesh.vertices, axis=1), 1.0, atol=0.01)
-    assert mesh.vertices[:, 2].max() > 0.95 and mesh.vertices[:, 2].min() > -0.6  # nothing where no point is near
-    np.testing.assert_array_equal(mesh.color, 255 * (mesh.vertices > 0))
 
 
 def test_inside_cameras_are_inside_and_look_across(tmp_path: Path) -> None:

@@ -13,13 +13,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..data.scene import Scene
-    from ..ops.marching_cubes import Mesh
     from ..report.previews import PreviewView
     from ..structures import FeatureVolume
 
 ROOM = "room"  # the input that needs no file
-SURFACE_CELLS = 2  # a mesh is drawn within so many cells of a point: further off, nothing was observed
-CHUNK = 65_536  # positions per pass
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -48,11 +45,14 @@ def add_commands(commands: Subparsers) -> None:
 
 
 def render(options: Any) -> int:
+    import numpy as np
     import torch
 
     import ponder_zoo as pz
 
-    from ..report.mesh import FORMATS
+    from ..data.transforms import RandomDropout
+    from ..render.mesh import extract_mesh
+    from ..report.mesh import FORMATS, write_mesh
 
     if options.mesh and Path(options.mesh).suffix.lower() not in FORMATS:
         raise ValueError(f"Expected --mesh to end in {', '.join(FORMATS)}, got '{options.mesh}'. Rename it.")
@@ -60,13 +60,17 @@ def render(options: Any) -> int:
         raise ValueError("Expected --size and --frames of at least 1, --views and --orbit of at least 0.")
     name, device, out = model_name(options.model), pick_device(options.device), Path(options.out)
     arguments = {"backend": options.backend} | ({"condition": options.condition} if options.condition else {})
-    ponder = pz.create_pretrainer(name, pretrained=True, encoder_args=arguments, **access(options))
+    ponder: Any = pz.create_pretrainer(name, pretrained=True, encoder_args=arguments, **access(options))
     ponder = ponder.to(device).eval()
     settings = _settings(options.model)
     shape = tuple(options.volume or settings.get("volume_shape", (48, 48, 24)))
-    scene = _read_input(options)
+    # The statistics of norms depend on the density: the points are thinned as in training.
+    thin = RandomDropout(float(settings.get("dropout", 0.0)), p=1.0)
+    scene = thin(_read_input(options), np.random.default_rng(0))
+    transform = pz.create_transform(**pz.resolve_model_data_config(ponder.encoder))
+    item = transform.scene_input(scene, volume_shape=shape, margin=float(settings.get("margin", 0.3)))
     with torch.no_grad():
-        scene, volume, shift = encode(ponder, scene, shape, settings)
+        volume = ponder.volume_encoder(item.to(device))
         orbit = options.orbit or (4 if scene.views is None else 0)
         views = [*_recorded(ponder, volume, scene, options.views), *_orbit(ponder, volume, scene, orbit, options.size)]
         out.mkdir(parents=True, exist_ok=True)
@@ -74,73 +78,9 @@ def render(options: Any) -> int:
             _write_images(out, label, images)
         say(f"{_write_overview(out / 'overview.png', scene, views)}: {len(views)} views of {scene.name}")
         if options.mesh:
-            mesh = extract_mesh(ponder, volume, scene)
-            from ..report.mesh import write_mesh
-
-            path = write_mesh(replace(mesh, vertices=(mesh.vertices + shift).astype("float32")), options.mesh)
-            say(f"{path}: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} triangles")
+            mesh = extract_mesh(ponder.renderer.field, volume, scene.coord)
+            say(f"{write_mesh(mesh, options.mesh)}: {len(mesh.vertices):,} vertices, {len(mesh.faces):,} triangles")
     return 0
-
-
-def encode(
-    ponder: nn.Module, scene: Scene, shape: tuple[int, ...], settings: dict[str, Any]
-) -> tuple[Scene, FeatureVolume, Any]:
-    """The scene as the model sees it, its volume, and what to add to its coordinates to be back in the scan's."""
-    import numpy as np
-
-    from ..data.collate import collate_scenes
-    from ..data.grid import fit_grid
-    from ..data.model_input import create_transform, resolve_model_data_config
-    from ..data.transforms import CenterShift, GridSample, RandomDropout
-
-    encoder: Any = ponder.encoder
-    rng = np.random.default_rng(0)
-    # The statistics of norms depend on the density: the points are thinned as in training.
-    scene = RandomDropout(float(settings.get("dropout", 0.0)), p=1.0)(scene, rng)
-    centred = CenterShift()(scene, rng)
-    shift = scene.coord[0] - centred.coord[0]
-    scene = GridSample(encoder.grid_size, pick="first")(centred, rng)
-    bounds = fit_grid(scene.coord, shape, margin=float(settings.get("margin", 0.3)))
-    collate = create_transform(**resolve_model_data_config(encoder)).collate
-    item = collate_scenes([replace(scene, inverse=None)], [bounds], shape, points=collate)  # type: ignore[arg-type]
-    return scene, ponder.volume_encoder(item.to(next(ponder.parameters()).device)), shift  # type: ignore[operator]
-
-
-def extract_mesh(ponder: nn.Module, volume: FeatureVolume, scene: Scene, *, finer: int = 2) -> Mesh:
-    """Zero of the signed distance near the points, with the colours that the renderer gives it.
-
-    Args:
-        ponder: the pre-training model.
-        volume: of one scene.
-        scene: the points that were encoded.
-        finer: values per cell and axis.
-    """
-    import torch
-
-    from ..ops.marching_cubes import marching_cubes
-    from ..structures import VolumeGrid
-
-    renderer: Any = ponder.renderer
-    field, device = renderer.field, volume.feat.device
-    X, Y, Z = (cells * finer for cells in volume.grid.shape)
-    grid = VolumeGrid(volume.grid.bounds, (X, Y, Z))
-    axes = [torch.arange(count, device=device) + 0.5 for count in (Z, Y, X)]
-    z, y, x = torch.meshgrid(*axes, indexing="ij")
-    centres = (grid.bounds[0, 0] + torch.stack([x, y, z], -1) * grid.cell_size[0]).reshape(-1, 3)
-    sdf = torch.cat([field.sdf(part[None, :, None], volume)[0, :, 0] for part in centres.split(CHUNK)])
-    coord = torch.from_numpy(scene.coord).to(device)
-    rows = grid.flat_index(coord, torch.zeros(len(coord), dtype=torch.long, device=device))
-    seen = torch.zeros(X * Y * Z + 1, device=device)
-    seen[rows] = 1.0
-    reach = 2 * SURFACE_CELLS * finer + 1
-    near = torch.nn.functional.max_pool3d(seen[:-1].view(1, 1, Z, Y, X), reach, stride=1, padding=reach // 2)
-    mesh = marching_cubes(sdf.view(Z, Y, X), grid.bounds[0], known=near[0, 0] > 0)
-    if len(mesh.faces) == 0:
-        return mesh
-    vertices, normals = (torch.from_numpy(values.copy()).to(device) for values in (mesh.vertices, mesh.normals))
-    parts = zip(vertices.split(CHUNK), normals.split(CHUNK), strict=True)
-    rgb = torch.cat([field(v[None, :, None], -n[None], volume).rgb[0, :, 0] for v, n in parts])
-    return replace(mesh, color=(255 * rgb.clamp(0, 1)).round().byte().cpu().numpy())
 
 
 # Inputs

@@ -30,10 +30,12 @@ def surface_scores(
     threshold: float = 0.05,
     predicted_normal: Tensor | NDArray[np.floating] | None = None,
     true_normal: Tensor | NDArray[np.floating] | None = None,
+    seen: NDArray[np.bool_] | None = None,
 ) -> SurfaceScores:
     """Compare two sampled surfaces (definitions of Knapitsch et al. 2017, and Mescheder et al. 2019 for normals).
 
-    An empty prediction has precision, recall and F-score 0 and distances NaN.
+    An empty prediction has precision, recall and F-score 0 and distances NaN. With `seen`, what no sensor saw need not
+    be found, but is not wrong where it is: it counts in accuracy and precision only.
 
     Args:
         predicted: (P, 3) metres.
@@ -42,9 +44,11 @@ def surface_scores(
         predicted_normal: (P, 3), any length; needed with `true_normal` for the normal consistency. The sign of a
             normal does not count: sampled meshes and clouds disagree about it.
         true_normal: (T, 3).
+        seen: (T,) bool, the true points to find: those that completeness, recall and the normals compared from the
+            truth average over. None: all.
 
     Raises:
-        ValueError: if shapes do not fit, the truth is empty, or values are not finite.
+        ValueError: if shapes do not fit, the truth (or what is seen of it) is empty, or values are not finite.
         ImportError: if scipy is not installed.
     """
     try:
@@ -56,17 +60,23 @@ def surface_scores(
         raise ValueError(
             "Surface metrics need at least one true point; got `true` (0, 3). Leave scenes without a surface out."
         )
+    find = np.ones(len(truth), dtype=bool) if seen is None else np.asarray(seen)
+    if find.shape != truth.shape[:1] or find.dtype != bool or not find.any():
+        raise ValueError(
+            f"Surface metrics need `seen` of shape ({len(truth)},), bool, true somewhere; got {find.shape} "
+            f"{find.dtype} with {int(find.sum())} true. Pass None to count all true points."
+        )
     if len(guess) == 0:
         return SurfaceScores(math.nan, math.nan, math.nan, 0.0, 0.0, 0.0, math.nan)
     to_truth, nearest_truth = KDTree(truth).query(guess)
-    to_guess, nearest_guess = KDTree(guess).query(truth)
+    to_guess, nearest_guess = KDTree(guess).query(truth[find])
     precision, recall = float((to_truth <= threshold).mean()), float((to_guess <= threshold).mean())
     consistency = math.nan
     if predicted_normal is not None and true_normal is not None:
         first = _unit("predicted_normal", predicted_normal, len(guess))
         second = _unit("true_normal", true_normal, len(truth))
         there = np.abs((first * second[nearest_truth]).sum(-1)).mean()
-        back = np.abs((second * first[nearest_guess]).sum(-1)).mean()
+        back = np.abs((second[find] * first[nearest_guess]).sum(-1)).mean()
         consistency = float(0.5 * (there + back))
     accuracy, completeness = float(to_truth.mean()), float(to_guess.mean())
     return SurfaceScores(

@@ -16,6 +16,7 @@ from ..version import __version__
 
 # Those whose version can change a result. Read from metadata: importing them would cost seconds.
 PACKAGES = ("torch", "numpy", "timm", "accelerate", "safetensors", "huggingface_hub", "spconv", "triton")
+PACKAGES += ("scipy", "scikit-image", "open3d")
 
 
 def system_info(checkout: str | os.PathLike[str] | None = None) -> dict[str, Any]:

@@ -48,6 +48,21 @@ def test_normals_agree_by_their_angle_whatever_their_sign_and_length(angle: floa
     assert scores.normal_consistency == pytest.approx(abs(math.cos(math.radians(angle))))
 
 
+def test_what_no_sensor_saw_need_not_be_found_but_is_not_wrong() -> None:
+    truth, half = plane(0.0), plane(0.0, 0.5, 11)
+    seen = truth[:, 0] < 0.51
+    only_half = surface_scores(half, truth, threshold=0.01, seen=seen)
+    assert only_half.completeness == pytest.approx(0.0) and only_half.f_score == 1.0
+    assert surface_scores(truth, truth, threshold=0.01, seen=seen).f_score == 1.0  # as accurate beyond
+    normal = np.tile([0.0, 0.0, 1.0], (len(truth), 1))
+    tilted = np.where(seen[:, None], normal, [[0.0, 1.0, 0.0]])  # what is unseen counts where it was predicted only
+    scores = surface_scores(truth, truth, predicted_normal=normal, true_normal=tilted, seen=seen)
+    assert scores.normal_consistency == pytest.approx(0.5 * (seen.mean() + 1.0))
+    for wrong in (seen[:3], seen.astype(int), np.zeros_like(seen)):
+        with pytest.raises(ValueError, match="true somewhere"):
+            surface_scores(half, truth, seen=wrong)
+
+
 def test_nothing_predicted_scores_zero_and_nothing_true_is_refused() -> None:
     scores = surface_scores(np.zeros((0, 3)), plane(0.0))
     assert (scores.precision, scores.recall, scores.f_score) == (0.0, 0.0, 0.0) and math.isnan(scores.accuracy)

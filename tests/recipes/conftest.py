@@ -59,7 +59,7 @@ def run_recipe(recipe, monkeypatch):
         AcceleratorState._reset_state(reset_partial_state=True)  # one process stands for several here
         module = recipe(name)
         monkeypatch.setattr(sys, "argv", [f"recipes/{name}.py", *arguments])
-        base = module.run_settings(arguments) if name == "evaluate" else None
+        base = module.run_settings(arguments) if hasattr(module, "run_settings") else None
         module.main(load_config(module.Config, arguments, base=base))
         return module
 
