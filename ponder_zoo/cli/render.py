@@ -63,8 +63,9 @@ def render(options: Any) -> int:
     shape = tuple(options.volume or settings.get("volume_shape", (48, 48, 24)))
     scene = _read_input(options)
     with torch.no_grad():
-        thinned = {"dropout": float(settings.get("dropout", 0.0)), "margin": float(settings.get("margin", 0.3))}
-        scene, item, shift = volume_input(scene, ponder.encoder, shape, **thinned)
+        # The statistics of norms depend on the density: the points are thinned as in training.
+        margin, dropout = float(settings.get("margin", 0.3)), float(settings.get("dropout", 0.0))
+        scene, item, shift = volume_input(scene, ponder.encoder, shape, margin=margin, dropout=dropout)
         volume = ponder.volume_encoder(item.to(device))
         orbit = options.orbit or (4 if scene.views is None else 0)
         views = [*_recorded(ponder, volume, scene, options.views), *_orbit(ponder, volume, scene, orbit, options.size)]
