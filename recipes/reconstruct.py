@@ -222,9 +222,11 @@ def available_methods(ponder: Any, cfg: Config) -> tuple[dict[str, Method], dict
         return extract_mesh(ponder.renderer.field, volume, scene.coord, **options)
 
     def poisson(scene: Scene, depth: int) -> Mesh:
+        assert scene.normal is not None
         return poisson_mesh(scene.coord, scene.normal, depth=depth)
 
     def pivoting(scene: Scene, balls: Sequence[float]) -> Mesh:
+        assert scene.normal is not None
         spacing = mean_spacing(scene.coord)
         return ball_pivoting_mesh(scene.coord, scene.normal, radii=[ball * spacing for ball in balls])
 

@@ -15,7 +15,7 @@ from .marching_cubes import Mesh, vertex_normals
 def require_open3d() -> Any:
     """Open3D, or an ImportError that says how to get it."""
     try:
-        import open3d  # optional, and 3 s
+        import open3d  # pyright: ignore[reportMissingImports]  # optional, and 3 s
     except ImportError as error:  # also where a library of the system is missing, which its message names
         raise ImportError(
             f"Poisson and ball pivoting use Open3D, which cannot be imported ({error}). "
