@@ -1,6 +1,6 @@
 """Does pre-training by rendering save labels? The same fine-tuning from it and from scratch, with few labels and many.
 
-    python recipes/study_label_efficiency.py --config recipes/configs/study_smoke.yaml   # minutes: does everything run?
+    python recipes/study_label_efficiency.py --config recipes/configs/study/smoke.yaml   # minutes: does everything run?
     python recipes/study_label_efficiency.py                                             # hours on two cores
     python recipes/study_label_efficiency.py jobs=1                                      # on a GPU: one run at a time
     python recipes/study_label_efficiency.py real_root=PATH   # also on labelled scans, rooms left out in turn

@@ -9,7 +9,7 @@ import pytest
 
 from ponder_zoo.train.config import ConfigError, load_config
 
-SMOKE = Path(__file__).resolve().parents[2] / "recipes/configs/study_smoke.yaml"
+SMOKE = Path(__file__).resolve().parents[2] / "recipes/configs/study/smoke.yaml"
 
 
 def settings(recipe, *arguments: str):
