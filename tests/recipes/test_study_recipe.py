@@ -63,6 +63,7 @@ def test_wrong_settings_end_before_anything_trains(recipe, tmp_path, argument: s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three studies of two pre-trainings and a dozen fine-tunings each
 def test_a_study_runs_goes_on_and_gives_the_same_numbers_again(start_recipe, recipe, tmp_path) -> None:
     arguments = ("--config", str(SMOKE), f"data.cache={tmp_path / 'rooms'}", "reconstructions=[0.125]", "linear=[]")
     start_recipe("study_label_efficiency", *arguments, f"output={tmp_path / 'a'}")
