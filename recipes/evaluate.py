@@ -16,7 +16,7 @@ import copy
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -111,10 +111,15 @@ def main(cfg: Config) -> None:
 # Rendering held-out views
 
 
-def view_sets(cfg: Any, encoder: nn.Module, image_features: ImageFeatures | None = None) -> list[PretrainDataset]:
+def view_sets(
+    cfg: Any,
+    encoder: nn.Module,
+    image_features: ImageFeatures | None = None,
+    relabel: Callable[[Sequence[Source]], list[Source]] = list,
+) -> list[PretrainDataset]:
     """Scenes with views that training does not see, of each data set of a configuration, with an encoder's columns."""
     options = {key: getattr(cfg, key) for key in ("volume_shape", "input_views", "grid_size", "dropout", "margin")}
-    sources = open_views(cfg.data, getattr(cfg, "split", "val"))
+    sources = relabel(open_views(cfg.data, getattr(cfg, "split", "val")))
     options |= {"points": model_collate(encoder), "image_features": image_features}
     return [pretrain_dataset(source, "val", **options) for source in sources]
 

@@ -30,7 +30,7 @@ from ponder_zoo.data.catalog import DataConfig, Source, open_views, pretrain_dat
 from ponder_zoo.data.collate import PretrainCollate
 from ponder_zoo.data.model_input import model_collate
 from ponder_zoo.data.pretrain import PretrainDataset
-from ponder_zoo.data.semantics import SemanticConfig, Semantics, make_semantics
+from ponder_zoo.data.semantics import SemanticConfig, Semantics, cluster_labels, make_semantics
 from ponder_zoo.layers.sync_norm import freeze_norms, set_norm_momentum, synchronize_batch_norm
 from ponder_zoo.losses.render import RenderLossWeights, point_loss, render_loss
 from ponder_zoo.models.sparse_unet import SparseUNet, fill_untrained_conditions
@@ -175,10 +175,12 @@ def main(cfg: Config) -> None:
     accelerator = start_run(cfg)
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
     sources = open_views(cfg.data, "train")
+    relabel = cluster_labels(cfg.semantic, sources)
+    sources = relabel(sources)
     semantics = prepare_semantics(cfg, sources, accelerator)
     ponder = build_model(cfg, semantics).to(device, torch.float64 if cfg.float64 else None)
     encoder: Any = ponder.encoder
-    sets, views = training_sets(cfg, encoder, sources, semantics), view_sets(cfg, encoder, semantics.features)
+    sets, views = training_sets(cfg, encoder, sources, semantics), view_sets(cfg, encoder, semantics.features, relabel)
     optimizer, schedule, ema, trained, state = make_training(ponder, cfg)
     sampler = make_sampler(sets, cfg, accelerator)
     start = resume_run(cfg, state, sampler, device)

@@ -74,8 +74,12 @@ class Source:
     """
 
     def __init__(self, name: str, scenes: Any, *, condition: str | None = None, keep: int = 0) -> None:
-        self.name, self.scenes, self.condition = name, scenes, condition
+        self.name, self.scenes, self.condition, self.keep = name, scenes, condition, keep
         self._get = lru_cache(maxsize=keep)(self._read)
+
+    def with_scenes(self, scenes: Any) -> Source:
+        """The same with other scenes."""
+        return Source(self.name, scenes, condition=self.condition, keep=self.keep)
 
     def __len__(self) -> int:
         return len(self.scenes)

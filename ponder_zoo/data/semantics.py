@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from .catalog import Source
 from .class_tables import class_table
 from .image_features import PCA_IMAGES, ImageFeatures, Weights
+from .scene import Scene
+from .shape_context import ContextLabels, context_clusters
 from .text_embeddings import class_embeddings
 
 
@@ -20,8 +22,12 @@ from .text_embeddings import class_embeddings
 class SemanticConfig:
     """Targets of the semantic branch. Its weights are `loss.semantic`, `loss.feature` and `ppt_loss_weight`."""
 
-    targets: Literal["none", "labels", "features"] = "none"  # labels (classes), features (of an image model) or none
-    table: Literal["clip", "one-hot", "official"] = "clip"  # one-hot: without CLIP; official: its mixed-up rows
+    # labels (classes), clusters (of shape contexts, which need no labels), features (of an image model) or none
+    targets: Literal["none", "labels", "clusters", "features"] = "none"
+    clusters: int = 64  # how many; their table is one-hot
+    table: Literal["clip", "one-hot", "official"] = (
+        "clip"  # of labels; one-hot: without CLIP; official: its mixed-up rows
+    )
     text_model: str = "ViT-B-16-quickgelu"  # as open_clip names it: the one of the paper
     text_weights: str = "openai"  # tag of open_clip, or a file
     image_model: str = "timm/vit_small_patch14_dinov2.lvd142m"  # or open_clip/NAME:TAG; whose features to render
@@ -38,6 +44,7 @@ class Semantics:
     table: Tensor | None = None  # (n, dim) unit rows, one per class of all data sets
     rows: Mapping[str, tuple[int, ...]] | None = None  # condition -> row of each of its labels
     features: ImageFeatures | None = None
+    scale: float = 100.0  # of the head's cosines
 
     @property
     def head(self) -> dict[str, Any] | None:
@@ -45,11 +52,14 @@ class Semantics:
         if self.table is None or self.rows is None:
             return None
         rows = {condition: list(rows) for condition, rows in self.rows.items()}
-        return {"embed_dim": self.dim, "num_embeddings": len(self.table), "classes": rows}
+        return {"embed_dim": self.dim, "num_embeddings": len(self.table), "classes": rows, "scale": self.scale}
 
 
+CLUSTERED_SCENES = 24  # that clusters are found in
+CLUSTER_SCALE = 16.0
 # The weights that each kind of targets has.
-WEIGHTS = {"labels": {"loss.semantic", "ppt_loss_weight"}, "features": {"loss.feature"}, "none": set[str]()}
+OF_CLASSES = {"loss.semantic", "ppt_loss_weight"}
+WEIGHTS = {"labels": OF_CLASSES, "clusters": OF_CLASSES, "features": {"loss.feature"}, "none": set[str]()}
 
 
 def make_semantics(
@@ -77,8 +87,12 @@ def make_semantics(
     if positive - wanted or (wanted and not positive):
         raise ValueError(
             f"Expected semantic.targets={config.targets} with a weight for {sorted(wanted) or 'nothing'}, got one for "
-            f"{sorted(positive) or 'nothing'}. Labels have loss.semantic and ppt_loss_weight, features loss.feature."
+            f"{sorted(positive) or 'nothing'}. Labels and clusters have loss.semantic and ppt_loss_weight, features "
+            "loss.feature."
         )
+    if config.targets == "clusters":
+        rows = {name: tuple(range(len(classes))) for name, classes in label_spaces(sources, condition).items()}
+        return Semantics(config.clusters, torch.eye(config.clusters), rows, scale=CLUSTER_SCALE)
     if config.targets == "labels":
         return embed_classes(config, label_spaces(sources, condition))
     if config.targets == "features":
@@ -103,11 +117,25 @@ def _images(config: SemanticConfig, sources: Sequence[Source]) -> ImageFeatures:
     """The features of images, with the projection fitted to some evenly from all sets."""
     options: dict[str, Any] = {"weights": config.image_weights, "dim": config.image_dim, "cache": config.cache}
     features = ImageFeatures(config.image_model, **options)
-    scenes = [(source, index) for source in sources for index in range(len(source))]
-    chosen = [scenes[place] for place in np.linspace(0, len(scenes) - 1, min(len(scenes), PCA_IMAGES)).astype(int)]
-    views = [source[index].views for source, index in chosen]
+    views = [scene.views for scene in _some_scenes(sources, PCA_IMAGES)]
     features.fit([view.color[0] for view in views if view is not None])
     return features
+
+
+def cluster_labels(config: SemanticConfig, sources: Sequence[Source]) -> Callable[[Sequence[Source]], list[Source]]:
+    """Find clusters of shape contexts in some sources; what is returned gives sources these as labels."""
+    if config.targets != "clusters":
+        return list
+    centres = context_clusters(_some_scenes(sources, CLUSTERED_SCENES), config.clusters)
+    return lambda others: [each.with_scenes(ContextLabels(each.scenes, centres)) for each in others]
+
+
+def _some_scenes(sources: Sequence[Source], count: int) -> Iterator[Scene]:
+    """Evenly from all sets."""
+    scenes = [(source, index) for source in sources for index in range(len(source))]
+    for place in np.linspace(0, len(scenes) - 1, min(len(scenes), count)).astype(int):
+        source, index = scenes[place]
+        yield source[index]
 
 
 def label_spaces(sources: Sequence[Source], condition: str | None = None) -> dict[str, tuple[str, ...]]:
@@ -123,6 +151,6 @@ def label_spaces(sources: Sequence[Source], condition: str | None = None) -> dic
     if not any(spaces.values()):
         raise ValueError(
             f"Expected labelled images for semantic.targets=labels; {[source.name for source in sources]} have none. "
-            "Use semantic.targets=features, or semantic.targets=none."
+            "Use semantic.targets=clusters or features, which need none, or semantic.targets=none."
         )
     return spaces

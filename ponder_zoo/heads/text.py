@@ -19,12 +19,19 @@ class TextAlignedHead(nn.Module):
         num_embeddings: rows of the table of class embeddings, which all conditions share. It is a buffer: weights bring
             their own.
         classes: condition -> row of the table for each of its labels, in label order.
+        scale: of the cosines. CLIP's 100 suits its embeddings, which are all alike; rows at right angles want less.
     """
 
     class_embedding: Tensor
 
     def __init__(
-        self, in_chans: int, embed_dim: int, num_embeddings: int, classes: Mapping[str, Sequence[int]]
+        self,
+        in_chans: int,
+        embed_dim: int,
+        num_embeddings: int,
+        classes: Mapping[str, Sequence[int]],
+        *,
+        scale: float = 100.0,
     ) -> None:
         super().__init__()
         wrong = [name for name, rows in classes.items() if not all(0 <= row < num_embeddings for row in rows)]
@@ -34,7 +41,7 @@ class TextAlignedHead(nn.Module):
             )
         self.classes = {name: tuple(rows) for name, rows in classes.items()}
         self.proj = nn.Linear(in_chans, embed_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(100.0)), requires_grad=False)  # CLIP's, frozen
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=False)
         self.register_buffer("class_embedding", F.normalize(torch.ones(num_embeddings, embed_dim), dim=1))
 
     def table(self, condition: str) -> Tensor:
@@ -44,7 +51,7 @@ class TextAlignedHead(nn.Module):
         return self.class_embedding[list(self.classes[condition])]
 
     def forward(self, feat: Tensor, condition: str) -> Tensor:
-        """(N, in_chans) -> (N, number of classes of the condition), in float32 or better: the scale is 100."""
+        """(N, in_chans) -> (N, number of classes of the condition), in float32 or better: the scale is large."""
         projected = self.proj(feat)
         with torch.autocast(feat.device.type, enabled=False):
             projected = projected.to(torch.promote_types(projected.dtype, torch.float32))

@@ -57,6 +57,7 @@ def test_one_hot_rows_are_shared_by_classes_of_one_name() -> None:
         "embed_dim": 36,
         "num_embeddings": 36,
         "classes": {condition: list(semantics.rows[condition]) for condition in ("ScanNet", "S3DIS")},
+        "scale": 100.0,
     }
 
 
@@ -85,7 +86,7 @@ def test_label_spaces_that_do_not_fit_are_explained() -> None:
     s3dis.scenes = []
     s3dis.condition = "S3DIS"
     assert label_spaces([scannet, s3dis])["S3DIS"] == (), "sets without labels may take part"
-    with pytest.raises(ValueError, match=r"\['synthetic:S3DIS'\] have none.*targets=features"):
+    with pytest.raises(ValueError, match=r"\['synthetic:S3DIS'\] have none.*targets=clusters or features"):
         label_spaces([s3dis])
 
 

@@ -115,6 +115,17 @@ def test_features_of_an_image_model_are_rendered_without_labels(run_recipe, pret
     assert maps == 2 * 5 + 2 * 2, "the images of two rooms, and two held-out views of two more, once each"
 
 
+def test_clusters_of_shape_contexts_take_the_place_of_labels(run_recipe, pretrain_settings, tmp_path):
+    clusters = ["semantic.targets=clusters", "semantic.clusters=5", "loss.semantic=0.1", "ppt_loss_weight=0.1"]
+    run = tmp_path / "run"
+    run_recipe("pretrain", *pretrain_settings, *clusters, "data.scenes=2", "max_steps=2", f"output={run}")
+    assert all(row["semantic"] > 0 and row["ppt"] > 0 for row in rows(run))
+    ponder = pz.create_pretrainer(f"local-dir:{run / 'export'}", pretrained=True)
+    assert torch.equal(ponder.head.class_embedding, torch.eye(5))
+    scores = json.loads((run / "eval.json").read_text())["metrics"]
+    assert 0 <= scores["class_accuracy"] <= 1 and 0.2 <= scores["class_accuracy_constant"] < 1, "five clusters"
+
+
 @pytest.mark.slow
 def test_rooms_with_other_labels_than_a_run_knows_are_rendered_without_classes(run_recipe, pretrain_settings, tmp_path):
     labels = ["semantic.targets=labels", "semantic.table=one-hot", "loss.semantic=0.1", "data.scenes=2"]
