@@ -1,7 +1,13 @@
-"""SparseUNet-34 against the same network and weights in spconv's modules; kernel maps are built in every forward."""
+"""SparseUNet-34 against the same network and weights in spconv's modules; kernel maps are built in every forward.
+
+python -m benchmarks.sparse_unet --profile    which share of our time goes where, and what matrix products alone take
+"""
 
 from __future__ import annotations
 
+import argparse
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,3 +117,54 @@ def model_call(model: torch.nn.Module, forward: Callable[[], torch.Tensor], trai
         out.float().square().mean().backward()
 
     return step if train else infer
+
+
+# Which part of the work an operator belongs to, by the beginning of its name
+PARTS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::matmul"),
+    "gathers": ("aten::index_select", "aten::index", "aten::gather", "aten::take"),
+    "sums of rows": ("aten::_embedding_bag", "aten::index_add", "aten::segment_reduce", "aten::scatter", "aten::sum"),
+    "norms": ("aten::native_batch_norm", "aten::batch_norm", "aten::var", "aten::mean", "aten::addcmul", "aten::rsqrt"),
+    "activations, additions": ("aten::relu", "aten::clamp", "aten::threshold", "aten::add", "aten::mul", "aten::where"),
+    "memory": ("aten::empty", "aten::zero", "aten::fill", "aten::copy", "aten::cat", "aten::resize", "aten::clone"),
+    "sorting, searching": ("aten::sort", "aten::argsort", "aten::searchsorted", "aten::cumsum", "aten::unique"),
+}
+
+
+def profile(call: Call, repeats: int) -> tuple[float, dict[str, float]]:
+    """Median seconds of a call, and the seconds that the operators of each part take in one of its own."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as trace_calls
+
+    call()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    with trace_calls(activities=[ProfilerActivity.CPU]) as trace:
+        call()
+    parts = dict.fromkeys([*PARTS, "the rest"], 0.0)
+    for event in trace.key_averages():
+        names = [part for part, starts in PARTS.items() if event.key.removesuffix("_").startswith(starts)]
+        parts[names[0] if names else "the rest"] += event.self_cpu_time_total / 1e6
+    return statistics.median(seconds), parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sparse_unet", description="Profile our sparse U-Net.")
+    parser.add_argument("--profile", action="store_true", required=True, help="show the share of each part")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    for kind, scene in TARGETS:
+        points, train = SCENES[scene](), kind == "train"
+        total, parts = profile(ours(points, train), args.repeats)
+        peer, _ = profile(theirs(points, train, check=False), args.repeats)
+        print(f"{kind}, {scene}: ours {total:.2f} s, peer {peer:.2f} s, ratio {peer / total:.2f}")
+        for name, seconds in parts.items():
+            print(f"    {name:<24}{seconds:8.3f} s{100 * seconds / sum(parts.values()):6.1f} %")
+        print(f"    ratio if all but the products were free: {peer / parts['matrix products']:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

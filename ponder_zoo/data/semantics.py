@@ -17,6 +17,8 @@ from .scene import Scene
 from .shape_context import ContextLabels, context_clusters
 from .text_embeddings import class_embeddings
 
+CLIP_SCALE, CLUSTER_SCALE = 100.0, 16.0
+
 
 @dataclass(frozen=True)
 class SemanticConfig:
@@ -28,6 +30,7 @@ class SemanticConfig:
     table: Literal["clip", "one-hot", "official"] = (
         "clip"  # of labels; one-hot: without CLIP; official: its mixed-up rows
     )
+    scale: float | None = None  # of the cosines that score points; null: CLIP's 100 for labels, 16 for clusters
     text_model: str = "ViT-B-16-quickgelu"  # as open_clip names it: the one of the paper
     text_weights: str = "openai"  # tag of open_clip, or a file
     image_model: str = "timm/vit_small_patch14_dinov2.lvd142m"  # or open_clip/NAME:TAG; whose features to render
@@ -44,7 +47,7 @@ class Semantics:
     table: Tensor | None = None  # (n, dim) unit rows, one per class of all data sets
     rows: Mapping[str, tuple[int, ...]] | None = None  # condition -> row of each of its labels
     features: ImageFeatures | None = None
-    scale: float = 100.0  # of the head's cosines
+    scale: float = CLIP_SCALE  # of the head's cosines
 
     @property
     def head(self) -> dict[str, Any] | None:
@@ -56,7 +59,6 @@ class Semantics:
 
 
 CLUSTERED_SCENES = 24  # that clusters are found in
-CLUSTER_SCALE = 16.0
 # The weights that each kind of targets has.
 OF_CLASSES = {"loss.semantic", "ppt_loss_weight"}
 WEIGHTS = {"labels": OF_CLASSES, "clusters": OF_CLASSES, "features": {"loss.feature"}, "none": set[str]()}
@@ -92,7 +94,7 @@ def make_semantics(
         )
     if config.targets == "clusters":
         rows = {name: tuple(range(len(classes))) for name, classes in label_spaces(sources, condition).items()}
-        return Semantics(config.clusters, torch.eye(config.clusters), rows, scale=CLUSTER_SCALE)
+        return Semantics(config.clusters, torch.eye(config.clusters), rows, scale=config.scale or CLUSTER_SCALE)
     if config.targets == "labels":
         return embed_classes(config, label_spaces(sources, condition))
     if config.targets == "features":
@@ -110,7 +112,7 @@ def embed_classes(config: SemanticConfig, spaces: Mapping[str, Sequence[str]]) -
     else:
         encoder: dict[str, Any] = {"model": config.text_model, "weights": config.text_weights, "cache": config.cache}
         table = class_embeddings(names, ensemble="official" if official else "class", **encoder)
-    return Semantics(table.shape[1], table, rows)
+    return Semantics(table.shape[1], table, rows, scale=config.scale or CLIP_SCALE)
 
 
 def _images(config: SemanticConfig, sources: Sequence[Source]) -> ImageFeatures:
