@@ -155,7 +155,7 @@ def alone_table(cases: Iterable[Case], found: dict[str, Result]) -> str:
             continue
         result = found.get(case.name)
         rate = ""
-        if result is not None and case.unit:
+        if result is not None and case.unit and "per_second" in result:  # memory has none
             rate = f"{result['per_second']:.3g} {case.unit}/s"
         rows.append([f"`{case.name}`", NOT_MEASURED if result is None else amount(result, "ours"), rate])
     return table(["case", "per call", "rate"], rows)

@@ -75,6 +75,12 @@ def test_what_was_not_measured_says_so() -> None:
     assert row[-1] == ""
 
 
+def test_memory_without_a_peer_has_no_rate() -> None:
+    case = Case("part/one", "none", ours=lambda: print, metric="memory", unit="points")
+    found = report.latest([stored(result(metric="memory", ours=2.0 * 2**20))])
+    assert cells(report.alone_table([case], found)) == ["`part/one`", "2 MiB", ""]
+
+
 def test_the_floor_is_beside_ours_and_the_peer() -> None:
     found = report.latest([stored(result(floor=0.1))])
     assert cells(report.floors_table([CASE], found)) == ["`part/one`", "100 ms", "500.0 ms", "5.0 x", "10.0 x"]
