@@ -1,11 +1,12 @@
 """Does pre-training by rendering save labels? The same fine-tuning from it and from scratch, with few labels and many.
 
-    python recipes/study_label_efficiency.py --config recipes/configs/study/smoke.yaml   # minutes: does everything run?
-    python recipes/study_label_efficiency.py                                             # hours on two cores
-    python recipes/study_label_efficiency.py jobs=1                                      # on a GPU: one run at a time
-    python recipes/study_label_efficiency.py real_root=PATH   # also on labelled scans, rooms left out in turn
+    python recipes/study_label_efficiency.py --config recipes/configs/study/smoke.yaml      # minutes: does it run?
+    python recipes/study_label_efficiency.py --config recipes/configs/study/full.yaml       # hours on two cores
+    python recipes/study_label_efficiency.py --config recipes/configs/study/ablation.yaml   # what matters
 
-For each seed an encoder is pre-trained without labels in each way that `arms` names. Then each arm and an encoder from
+`real_root=PATH` adds labelled scans, with rooms left out in turn; `jobs=1` suits a GPU.
+
+For each seed an encoder is pre-trained in each way that `arms` names. Then each arm and an encoder from
 scratch are fine-tuned for equal steps with a part of the scenes labelled (`reconstructions`), or a few points of every
 scene (`annotations`), or frozen below a linear head (`linear`). Learning rates are chosen for each arm and each kind of
 labels on validation rooms; scores are those of test rooms, whose sizes, colours and styles no other room has.
@@ -59,13 +60,13 @@ class Config:
     output: str = "runs/label_efficiency"  # folder of the study
     seeds: tuple[int, ...] = (0, 1, 2)  # each pre-trains anew, draws its own labels and starts its own heads
     encoder: str = "sparseunet_tiny"  # name for create_model
-    grid_size: float = 0.08  # metres
+    grid_size: float = 0.1  # metres
     data: DataConfig = field(default_factory=lambda: DataConfig(scenes=400, val_scenes=16))
     test_scenes: int = 32  # rooms of the test split
-    # Settings of pretrain.py that make an arm; scratch is always there
-    arms: dict[str, Any] = field(default_factory=lambda: {"rendering": {}})
+    # Settings of pretrain.py that make an arm, by its name; scratch is always there
+    arms: dict[str, Any] = field(default_factory=dict)
     pretrain: dict[str, Any] = field(default_factory=dict)  # settings of pretrain.py for all arms
-    finetune: dict[str, Any] = field(default_factory=lambda: {"max_steps": 300, "batch_size": 4})  # of finetune.py
+    finetune: dict[str, Any] = field(default_factory=lambda: {"max_steps": 200, "batch_size": 2})  # of finetune.py
     reconstructions: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 1.0)  # shares of the scenes that are labelled
     annotations: tuple[int, ...] = (20, 50, 100, 200)  # labelled points of each scene
     linear: tuple[float, ...] = (1.0,)  # shares of the scenes for a linear head on the frozen encoder
@@ -112,19 +113,34 @@ class Job:
 
 def pretrainings(cfg: Config) -> Iterator[Job]:
     shared = {"encoder": cfg.encoder, "grid_size": cfg.grid_size, "data": config_to_dict(cfg.data)}
-    for arm, settings in cfg.arms.items():
+    for arm in arms(cfg):
         for seed in cfg.seeds:
-            values = shared | cfg.pretrain | (settings or {}) | {"seed": seed}
+            values = merged(merged(shared, cfg.pretrain), cfg.arms[arm]) | {"seed": seed}
             yield Job(pretrain_folder(cfg, arm, seed), "pretrain", values, about={"arm": arm, "seed": seed})
 
 
+def arms(cfg: Config) -> list[str]:
+    """The ways to pre-train; one with `null` was left out of a file's."""
+    return [arm for arm, settings in cfg.arms.items() if settings is not None]
+
+
+def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with changes, also inside groups."""
+    inner = {
+        key: merged(settings[key], value)
+        for key, value in changes.items()
+        if isinstance(value, Mapping) and isinstance(settings.get(key), Mapping)
+    }
+    return {**settings, **changes, **inner}
+
+
 def pretrain_folder(cfg: Config, arm: str, seed: int) -> Path:
-    return Path(cfg.output) / "pretrain" / f"{arm}-seed{seed}"
+    return Path(cfg.output) / "pretrain" / f"{arm}-seed{seed}".replace(" ", "_")
 
 
 def finetuning(cfg: Config, arm: str, labels: Labels, seed: int, lr: float) -> Job:
     """Fine-tuning of an arm on some labels."""
-    folder = Path(cfg.output) / "finetune" / f"{labels.name}-{arm}-lr{lr:g}-seed{seed}"
+    folder = Path(cfg.output) / "finetune" / f"{labels.name}-{arm}-lr{lr:g}-seed{seed}".replace(" ", "_")
     data = config_to_dict(cfg.data)
     test: dict[str, Any] = {"data": data | {"val_scenes": cfg.test_scenes}, "split": "test"}
     values: dict[str, Any] = {"data": data, "encoder": cfg.encoder, "grid_size": cfg.grid_size, "fragments": 1}
@@ -280,6 +296,11 @@ def check_settings(cfg: Config, jobs: Sequence[Job]) -> None:
         raise ConfigError(
             f"Expected data.name=synthetic, the set with a test split made for this; got {cfg.data.name}."
         )
+    if not arms(cfg):
+        raise ConfigError(
+            "Expected arms to compare with scratch, got none. Give --config recipes/configs/study/full.yaml, or "
+            "arms={NAME: {settings of pretrain.py}}."
+        )
     if SCRATCH in cfg.arms or min(len(cfg.seeds), len(cfg.learning_rates), cfg.jobs, cfg.threads) < 1:
         raise ConfigError(
             f"Expected arms with other names than {SCRATCH!r}, and at least one seed, rate, job and thread."
@@ -290,7 +311,7 @@ def check_settings(cfg: Config, jobs: Sequence[Job]) -> None:
 
 def main(cfg: Config) -> None:
     setup_logging(main=True)
-    arms, labels = [SCRATCH, *cfg.arms], all_labels(cfg)
+    names, labels = [SCRATCH, *arms(cfg)], all_labels(cfg)
     pretrain_jobs = list(pretrainings(cfg))
     check_settings(cfg, [*pretrain_jobs, finetuning(cfg, SCRATCH, Labels("linear"), cfg.seeds[0], 1e-3)])
     output = Path(cfg.output)
@@ -300,8 +321,8 @@ def main(cfg: Config) -> None:
     save_config(cfg, output / "config.yaml")
     with start_workers(cfg) as workers:
         trained = workers.run(pretrain_jobs, "pre-training")
-        rates = choose_rates(cfg, workers, arms, list(dict.fromkeys(each.kind for each in labels)))
-        places = [(arm, each, seed) for each in labels for arm in arms for seed in cfg.seeds]
+        rates = choose_rates(cfg, workers, names, list(dict.fromkeys(each.kind for each in labels)))
+        places = [(arm, each, seed) for each in labels for arm in names for seed in cfg.seeds]
         jobs = [finetuning(cfg, *place, lr=rates[place[0], place[1].kind]) for place in places]
         results = workers.run(jobs, "fine-tuning")
     scores, known = collect_scores(cfg, results), baselines(cfg)

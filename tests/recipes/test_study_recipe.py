@@ -52,6 +52,7 @@ def test_folds_of_real_scans_count_together(recipe) -> None:
         ("pretrain.lerning_rate=1", "lerning_rate"),
         ("finetune.max_stepz=3", "max_stepz"),
         ("arms={scratch: {}}", "other names"),
+        ("arms={rendering: null, clusters: null}", "got none.*full.yaml"),
         ("data.name=rgbd", "data.name=synthetic"),
     ],
 )
@@ -62,17 +63,37 @@ def test_wrong_settings_end_before_anything_trains(recipe, tmp_path, argument: s
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize("name", ["full", "ablation"])
+def test_arms_change_what_all_have_in_common(recipe, name: str) -> None:
+    study = recipe("study_label_efficiency")
+    cfg = load_config(study.Config, ["--config", str(SMOKE.with_name(f"{name}.yaml"))])
+    jobs = {job.about["arm"]: job.values for job in study.pretrainings(cfg) if job.about["seed"] == 0}
+    study.check_settings(cfg, list(study.pretrainings(cfg)))
+    assert all(values["loss"]["temperature"] == 0.06 and values["data"]["scenes"] == 400 for values in jobs.values())
+    assert jobs["clusters"]["semantic"]["targets"] == "clusters"
+    if name == "full":
+        assert list(jobs) == ["clusters", "labels_of_other_rooms"]
+        assert jobs["labels_of_other_rooms"]["data"]["name"] == "synthetic:ScanNet", "no room is on both sides"
+    else:
+        assert "labels_of_other_rooms" not in jobs
+        changed = {
+            arm: [key for key in values if values[key] != jobs["clusters"].get(key)] for arm, values in jobs.items()
+        }
+        assert not changed.pop("clusters") and all(changed.values())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # three studies of two pre-trainings and a dozen fine-tunings each
 def test_a_study_runs_goes_on_and_gives_the_same_numbers_again(start_recipe, recipe, tmp_path) -> None:
     arguments = ("--config", str(SMOKE), f"data.cache={tmp_path / 'rooms'}", "reconstructions=[0.125]", "linear=[]")
+    arguments += ("arms.rendering=null",)
     start_recipe("study_label_efficiency", *arguments, f"output={tmp_path / 'a'}")
     first = json.loads((tmp_path / "a/results.json").read_text())
     arms = {(row["kind"], row["arm"], row["seed"]) for row in first["scores"]}
-    assert arms == {(k, a, s) for k in ("scenes", "points") for a in ("scratch", "rendering") for s in (0, 1)}
-    assert "rendering - scratch" in (tmp_path / "a/results.md").read_text()
+    assert arms == {(k, a, s) for k in ("scenes", "points") for a in ("scratch", "clusters") for s in (0, 1)}
+    assert "clusters - scratch" in (tmp_path / "a/results.md").read_text()
 
-    victim = next((tmp_path / "a/finetune").glob("points-20-rendering-*-seed1"))
+    victim = next((tmp_path / "a/finetune").glob("points-20-clusters-*-seed1"))
     (victim / "result.json").unlink()  # as if stopped before it was done: it goes on, the others are not trained again
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("result.json")}
     start_recipe("study_label_efficiency", *arguments, f"output={tmp_path / 'a'}")
