@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 
+from .checks import check_scene
 from .scene import Array, Scene, StoredViews, Views
 from .unproject import view_points
 
@@ -36,7 +37,12 @@ class Surroundings(NamedTuple):
 
     @classmethod
     def of(cls, scene: Scene) -> Surroundings:
-        """Count the occupied voxels of a cloud. Without normals every surface counts as upright."""
+        """Count the occupied voxels of a cloud. Without normals every surface counts as upright.
+
+        Raises:
+            ValueError: if there are no points, if some are not finite, or if they span more than 100 m.
+        """
+        check_scene(scene)
         origin = np.array([*scene.coord[:, :2].min(0), np.quantile(scene.coord[:, 2], FLOOR)], np.float32)
         cell = np.floor((scene.coord - origin) / CELL).astype(np.int64)
         size = cell[:, :2].max(0) + 1
@@ -65,8 +71,8 @@ class Surroundings(NamedTuple):
         """The nearest of some descriptors (K, CHANNELS) for each cell and slab: (X, Y, SLABS)."""
         around, own = centres[:, :-SLABS], centres[:, -SLABS:]
         # |d - c|^2 = |d|^2 - 2 d c + |c|^2, of which the first is the same for all c
-        distance = (centres**2).sum(1) - 2.0 * (self.rings @ around.T)[:, :, None] - 2.0 * own.T  # (X, Y, SLABS, K)
-        return distance.argmin(-1).astype(np.int16)
+        distance = (centres**2).sum(1) - 2.0 * (self.rings @ around.T)  # (X, Y, K)
+        return np.stack([(distance - 2.0 * each).argmin(-1) for each in own.T], axis=-1).astype(np.int16)
 
 
 class ContextLabels:

@@ -121,5 +121,8 @@ def test_what_is_missing_is_explained_or_left_out(rooms: SyntheticRooms) -> None
     scene = rooms[0]
     with pytest.raises(ValueError, match=r"semantic\.clusters between 2 and the 50 points"):
         context_clusters([scene], 300, per_scene=50)
+    for wrong, message in ((scene.coord * 1000, "extent|span"), (scene.coord * np.float32(np.nan), "finite|NaN")):
+        with pytest.raises(ValueError, match=message):
+            ContextLabels([replace(scene, coord=wrong)], np.zeros((2, CHANNELS), np.float32))[0]
     bare = replace(scene, normal=None)
     assert np.isfinite(Surroundings.of(bare).describe(bare.coord)).all()
