@@ -133,11 +133,11 @@ def repetition(call: Call, calls: int) -> Repetition:
     """Time `calls` calls in a row."""
     gc.collect()
     load = OtherLoad()
-    seconds = _timed(call, calls)
+    seconds = timed(call, calls)
     return Repetition(seconds / calls, calls, load.share())
 
 
-def _timed(call: Call, calls: int) -> float:
+def timed(call: Call, calls: int) -> float:
     """Seconds of `calls` calls; on a GPU those between two events on its stream."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device().type == "cuda" else []
     measured: list[Seconds] = []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ import ponder_zoo as pz
 from ponder_zoo.structures import PointBatch
 
 from . import floors
-from .harness import Call, Case
+from .harness import Call, Case, timed, warm_up
 from .machine import device, our_backend, precision
 from .peers import spconv_unet
 from .scenes import dense_scene, thin_scene
@@ -131,24 +130,22 @@ PARTS = {
 }
 
 
-def profile(call: Call, repeats: int) -> tuple[float, dict[str, float]]:
-    """Median seconds of a call, and the seconds that the operators of each part take in one of its own."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as trace_calls
+def shares(call: Call) -> dict[str, float]:
+    """Seconds that the operators of each part take by themselves in one call."""
+    from torch.profiler import ProfilerActivity, profile
 
-    call()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    with trace_calls(activities=[ProfilerActivity.CPU]) as trace:
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
         call()
     parts = dict.fromkeys([*PARTS, "the rest"], 0.0)
     for event in trace.key_averages():
         names = [part for part, starts in PARTS.items() if event.key.removesuffix("_").startswith(starts)]
         parts[names[0] if names else "the rest"] += event.self_cpu_time_total / 1e6
-    return statistics.median(seconds), parts
+    return parts
+
+
+def median_seconds(call: Call, repeats: int) -> float:
+    warm_up(call)
+    return statistics.median(timed(call, 1) for _ in range(repeats))
 
 
 def main() -> None:
@@ -158,8 +155,9 @@ def main() -> None:
     args = parser.parse_args()
     for kind, scene in TARGETS:
         points, train = SCENES[scene](), kind == "train"
-        total, parts = profile(ours(points, train), args.repeats)
-        peer, _ = profile(theirs(points, train, check=False), args.repeats)
+        call = ours(points, train)
+        total, parts = median_seconds(call, args.repeats), shares(call)
+        peer = median_seconds(theirs(points, train, check=False), args.repeats)
         print(f"{kind}, {scene}: ours {total:.2f} s, peer {peer:.2f} s, ratio {peer / total:.2f}")
         for name, seconds in parts.items():
             print(f"    {name:<24}{seconds:8.3f} s{100 * seconds / sum(parts.values()):6.1f} %")

@@ -63,8 +63,7 @@ class Config:
     grid_size: float = 0.1  # metres
     data: DataConfig = field(default_factory=lambda: DataConfig(scenes=400, val_scenes=16))
     test_scenes: int = 32  # rooms of the test split
-    # Settings of pretrain.py that make an arm, by its name; scratch is always there
-    arms: dict[str, Any] = field(default_factory=dict)
+    arms: dict[str, Any] = field(default_factory=dict)  # settings of pretrain.py by name; scratch is always there
     pretrain: dict[str, Any] = field(default_factory=dict)  # settings of pretrain.py for all arms
     finetune: dict[str, Any] = field(default_factory=lambda: {"max_steps": 200, "batch_size": 2})  # of finetune.py
     reconstructions: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 1.0)  # shares of the scenes that are labelled

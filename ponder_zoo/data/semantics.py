@@ -17,19 +17,16 @@ from .scene import Scene
 from .shape_context import ContextLabels, context_clusters
 from .text_embeddings import class_embeddings
 
-CLIP_SCALE, CLUSTER_SCALE = 100.0, 16.0
+CLUSTER_SCALE = 16.0  # of cosines: rows at right angles want less than CLIP's
 
 
 @dataclass(frozen=True)
 class SemanticConfig:
     """Targets of the semantic branch. Its weights are `loss.semantic`, `loss.feature` and `ppt_loss_weight`."""
 
-    # labels (classes), clusters (of shape contexts, which need no labels), features (of an image model) or none
-    targets: Literal["none", "labels", "clusters", "features"] = "none"
+    targets: Literal["none", "labels", "clusters", "features"] = "none"  # clusters of shape contexts need no labels
     clusters: int = 64  # how many; their table is one-hot
-    table: Literal["clip", "one-hot", "official"] = (
-        "clip"  # of labels; one-hot: without CLIP; official: its mixed-up rows
-    )
+    table: Literal["clip", "one-hot", "official"] = "clip"  # one-hot: without CLIP; official: its mixed-up rows
     scale: float | None = None  # of the cosines that score points; null: CLIP's 100 for labels, 16 for clusters
     text_model: str = "ViT-B-16-quickgelu"  # as open_clip names it: the one of the paper
     text_weights: str = "openai"  # tag of open_clip, or a file
@@ -47,7 +44,7 @@ class Semantics:
     table: Tensor | None = None  # (n, dim) unit rows, one per class of all data sets
     rows: Mapping[str, tuple[int, ...]] | None = None  # condition -> row of each of its labels
     features: ImageFeatures | None = None
-    scale: float = CLIP_SCALE  # of the head's cosines
+    scale: float | None = None  # of the head's cosines; None: its own default
 
     @property
     def head(self) -> dict[str, Any] | None:
@@ -55,7 +52,8 @@ class Semantics:
         if self.table is None or self.rows is None:
             return None
         rows = {condition: list(rows) for condition, rows in self.rows.items()}
-        return {"embed_dim": self.dim, "num_embeddings": len(self.table), "classes": rows, "scale": self.scale}
+        scale = {} if self.scale is None else {"scale": self.scale}
+        return {"embed_dim": self.dim, "num_embeddings": len(self.table), "classes": rows} | scale
 
 
 CLUSTERED_SCENES = 24  # that clusters are found in
@@ -112,7 +110,7 @@ def embed_classes(config: SemanticConfig, spaces: Mapping[str, Sequence[str]]) -
     else:
         encoder: dict[str, Any] = {"model": config.text_model, "weights": config.text_weights, "cache": config.cache}
         table = class_embeddings(names, ensemble="official" if official else "class", **encoder)
-    return Semantics(table.shape[1], table, rows, scale=config.scale or CLIP_SCALE)
+    return Semantics(table.shape[1], table, rows, scale=config.scale)
 
 
 def _images(config: SemanticConfig, sources: Sequence[Source]) -> ImageFeatures:

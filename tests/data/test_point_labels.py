@@ -57,8 +57,7 @@ def test_one_hot_rows_are_shared_by_classes_of_one_name() -> None:
         "embed_dim": 36,
         "num_embeddings": 36,
         "classes": {condition: list(semantics.rows[condition]) for condition in ("ScanNet", "S3DIS")},
-        "scale": 100.0,
-    }
+    }  # the scale is the head's own
 
 
 def test_the_official_table_has_its_rows_and_its_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
