@@ -77,6 +77,10 @@ class Source:
         self.name, self.scenes, self.condition, self.keep = name, scenes, condition, keep
         self._get = lru_cache(maxsize=keep)(self._read)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For loader workers that are not forked: without the scenes it kept."""
+        return partial(Source, condition=self.condition, keep=self.keep), (self.name, self.scenes)
+
     def with_scenes(self, scenes: Any) -> Source:
         """The same with other scenes."""
         return Source(self.name, scenes, condition=self.condition, keep=self.keep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -106,3 +107,12 @@ def test_wrong_roots_are_explained(prepared):
         open_labelled(DataConfig(name="s3dis", root=f"{prepared},{prepared}"), "train")
     with pytest.raises(ValueError, match="Make it with python -m ponder_zoo"):
         open_labelled(DataConfig(name="s3dis", root=str(prepared.parent)), "train")
+
+
+def test_sources_go_to_loader_workers_that_are_not_forked() -> None:
+    config = DataConfig(name="synthetic:S3DIS", scenes=2, views=2, image_size=(24, 32))
+    source = open_views(config, "train")[0]
+    there = pickle.loads(pickle.dumps(source))
+    assert (there.name, there.condition, there.keep) == (source.name, source.condition, source.keep)
+    assert there.classes == source.classes and there.condition is not None
+    np.testing.assert_array_equal(there[1].coord, source[1].coord)
