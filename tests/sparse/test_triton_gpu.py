@@ -22,8 +22,9 @@ from ponder_zoo.sparse.backends.triton_maps import search_neighbours
 pytestmark = [pytest.mark.cuda, pytest.mark.triton]
 
 # Relative to the norm. The products of float16 and bfloat16 are exact in float32: what is left is one rounding of the
-# result (half a unit is 4.9e-4 and 3.9e-3). TF32 rounds operands to 11 bits.
-TOLERANCE = {"float64": 1e-14, "float32": 1e-6, "tf32": 1e-3, "float16": 5e-4, "bfloat16": 4e-3}
+# result (half a unit is 4.9e-4 and 3.9e-3). TF32 rounds operands to 11 bits. In float32 the longest sums here,
+# of 32,000 products, are 1.4e-6 off on an H100.
+TOLERANCE = {"float64": 1e-14, "float32": 2e-6, "tf32": 1e-3, "float16": 5e-4, "bfloat16": 4e-3}
 
 
 def run(feat: Tensor, weight: Tensor, kmap: KernelMap, cotangent: Tensor) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,6 +82,15 @@ def test_what_another_process_measured_meanwhile_is_kept(known: TuningCache) -> 
     known.put(PROBLEM, candidates(PROBLEM, 132)[1])
     other.put(second, candidates(second, 132)[0])
     assert set(json.loads(known.path.read_text())["entries"]) == {PROBLEM.key, second.key}
+
+
+def test_measuring_reaches_the_threads_of_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PONDER_ZOO_TUNE", raising=False)
+    with ThreadPoolExecutor(1) as pool, tuning.measuring():
+        assert pool.submit(tuning.is_measuring).result()
+        with tuning.measuring(False):
+            assert not pool.submit(tuning.is_measuring).result()
+    assert not tuning.is_measuring()
 
 
 def test_if_nothing_can_be_launched_the_default_is_taken_and_not_kept(known: TuningCache) -> None:

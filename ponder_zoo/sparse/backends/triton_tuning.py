@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -224,23 +223,22 @@ def _checked(value: dict[str, Any]) -> Config:
     return config
 
 
-_measuring: ContextVar[bool | None] = ContextVar("measuring", default=None)
+_measuring: list[bool] = []  # for all threads: autograd runs a GPU's backward pass in one of its own
 
 
 @contextmanager
 def measuring(enabled: bool = True) -> Iterator[None]:
     """Inside, choices that are not known yet are measured and kept (or, with False, not)."""
-    token = _measuring.set(enabled)
+    _measuring.append(enabled)
     try:
         yield
     finally:
-        _measuring.reset(token)
+        _measuring.pop()
 
 
 def is_measuring() -> bool:
     """Set by `measuring`, else by PONDER_ZOO_TUNE=1."""
-    here = _measuring.get()
-    return os.environ.get("PONDER_ZOO_TUNE", "") not in ("", "0") if here is None else here
+    return _measuring[-1] if _measuring else os.environ.get("PONDER_ZOO_TUNE", "") not in ("", "0")
 
 
 @cache
