@@ -8,6 +8,7 @@ known: it does not change when a scene is turned about the vertical or mirrored.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ SLAB = 0.24  # metres
 CELL = 0.08  # metres, of the map seen from above
 UPWARD = 0.8  # |z| of the normals of horizontal surfaces
 FLOOR = 0.005  # share of the points that may lie below what counts as the floor
+KEPT = 2000  # scenes whose labels a process keeps, some 100 KB each
 CHANNELS = len(RINGS) * SLABS * 2 + SLABS
 
 
@@ -56,29 +58,25 @@ class Surroundings(NamedTuple):
         means = ring_means(counts.reshape(-1, *size))
         return cls(origin, np.log1p(10.0 * means).transpose(1, 2, 0))
 
-    def locate(self, points: Array) -> tuple[NDArray[np.int64], ...]:
-        """Cell in x and y, and slab, of points (N, 3); the nearest ones of those outside."""
-        cell = np.floor((points[:, :2] - self.origin[:2]) / CELL).astype(np.int64)
-        x, y = cell.clip(0, np.array(self.rings.shape[:2]) - 1).T
-        return x, y, slabs(points[:, 2] - self.origin[2])
-
     def describe(self, points: Array) -> NDArray[np.float32]:
         """Descriptors (N, CHANNELS): mean counts per ring, slab and kind of surface, and the slab of the point."""
-        x, y, slab = self.locate(points)
+        x, y, slab = locate(points, self.origin, self.rings.shape)
         return np.concatenate([self.rings[x, y], np.eye(SLABS, dtype=np.float32)[slab]], axis=1)
 
-    def nearest(self, centres: NDArray[np.float32]) -> NDArray[np.int16]:
-        """The nearest of some descriptors (K, CHANNELS) for each cell and slab: (X, Y, SLABS)."""
+    def nearest(self, centres: NDArray[np.float32]) -> PlaceLabels:
+        """Which of some descriptors (K, CHANNELS) is the nearest, for each cell and slab."""
         around, own = centres[:, :-SLABS], centres[:, -SLABS:]
         # |d - c|^2 = |d|^2 - 2 d c + |c|^2, of which the first is the same for all c
         distance = (centres**2).sum(1) - 2.0 * (self.rings @ around.T)  # (X, Y, K)
-        return np.stack([(distance - 2.0 * each).argmin(-1) for each in own.T], axis=-1).astype(np.int16)
+        table = np.stack([(distance - 2.0 * each).argmin(-1) for each in own.T], axis=-1).astype(np.int16)
+        return PlaceLabels(self.origin, table)
 
 
 class ContextLabels:
     """A source whose scenes have clusters of shape contexts as labels, of points and pixels, in place of any others.
 
-    The whole cloud of a scene counts, however little of it an encoder will see.
+    The whole cloud of a scene counts, however little of it an encoder will see. Its labels by place are kept: finding
+    them takes half the time that a scene needs before a training step.
 
     Args:
         source: map-style data set of scenes, z up.
@@ -88,14 +86,17 @@ class ContextLabels:
     def __init__(self, source: Any, centres: NDArray[np.float32]) -> None:
         self.source, self.centres = source, centres
         self.classes = tuple(f"context {number}" for number in range(len(centres)))
+        self._known: OrderedDict[int, PlaceLabels] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Scene:
         scene = self.source[index]
-        place = Surroundings.of(scene)
-        labels = PlaceLabels(place, place.nearest(self.centres))
+        labels = self._known.get(index) or Surroundings.of(scene).nearest(self.centres)
+        self._known[index] = labels
+        if len(self._known) > KEPT:
+            self._known.popitem(last=False)
         views = None if scene.views is None else labels.on_views(scene.views)
         stored = None if scene.stored_views is None else LabelledViews(scene.stored_views, labels)
         return replace(scene, segment=labels.of(scene.coord).astype(np.int64), views=views, stored_views=stored)
@@ -105,12 +106,12 @@ class ContextLabels:
 class PlaceLabels:
     """Labels by place."""
 
-    surroundings: Surroundings
+    origin: NDArray[np.float32]  # as in Surroundings
     table: NDArray[np.int16]  # (X, Y, SLABS)
 
     def of(self, points: Array) -> NDArray[np.int16]:
         """(N, 3) -> (N,)."""
-        return self.table[self.surroundings.locate(points)]
+        return self.table[locate(points, self.origin, self.table.shape)]
 
     def on_views(self, views: Views) -> Views:
         """Views with a label at each pixel that has depth."""
@@ -133,7 +134,7 @@ class LabelledViews:
         return self.labels.on_views(self.views.read(index))
 
 
-def context_clusters(scenes: Iterable[Scene], number: int, *, per_scene: int = 2500) -> NDArray[np.float32]:
+def context_clusters(scenes: Iterable[Scene], number: int, *, per_scene: int = 600) -> NDArray[np.float32]:
     """Descriptors in the middle of `number` clusters (k-means) of those of evenly spaced points: (number, CHANNELS)."""
     rows = []
     for scene in scenes:
@@ -145,6 +146,13 @@ def context_clusters(scenes: Iterable[Scene], number: int, *, per_scene: int = 2
     # SciPy calls it `rng` from 1.15 on, and takes the old name as well
     centres, _ = kmeans2(found, number, iter=25, minit="++", seed=0)  # pyright: ignore[reportCallIssue]
     return centres.astype(np.float32)
+
+
+def locate(points: Array, origin: NDArray[np.float32], size: Sequence[int]) -> tuple[NDArray[np.int64], ...]:
+    """Cell in x and y, and slab, of points (N, 3) in a map of (X, Y, ...) cells; the nearest ones of those outside."""
+    cell = np.floor((points[:, :2] - origin[:2]) / CELL).astype(np.int64)
+    x, y = cell.clip(0, np.array(size[:2]) - 1).T
+    return x, y, slabs(points[:, 2] - origin[2])
 
 
 def slabs(height: NDArray[np.float32]) -> NDArray[np.int64]:

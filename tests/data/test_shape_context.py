@@ -75,7 +75,7 @@ def test_each_cell_and_slab_has_the_nearest_centre(rooms: SyntheticRooms) -> Non
     around = Surroundings.of(scene)
     described = around.describe(scene.coord)
     expected = np.square(described[:, None] - centres).sum(-1).argmin(1)
-    np.testing.assert_array_equal(around.nearest(centres)[around.locate(scene.coord)], expected)
+    np.testing.assert_array_equal(around.nearest(centres).of(scene.coord), expected)
     assert len(np.unique(expected)) > 6
     np.testing.assert_array_equal(context_clusters([rooms[i] for i in range(3)], 12, per_scene=300), centres)
 
@@ -88,6 +88,9 @@ def test_points_and_pixels_of_one_place_have_one_label_whichever_views_are_input
     assert scene.views is not None and scene.views.segment is not None and scene.segment is not None
     seen = scene.views.depth > 0
     np.testing.assert_array_equal(scene.views.segment[seen], scene.segment)
+    again, other = labelled[0], labelled[1]  # whose labels are kept, and those of another room
+    np.testing.assert_array_equal(again.segment, scene.segment)
+    np.testing.assert_array_equal(other.segment, ContextLabels(rooms, centres)[1].segment)
     assert (scene.views.segment[~seen] == -1).all()
     options: dict[str, Any] = {"volume_shape": (8, 8, 8), "rays_per_view": 20, "input_views": 1, "target_views": 2}
     augmented, _ = PretrainDataset(labelled, transform=pretrain_transforms(0.1), **options).prepare((0, 0))
