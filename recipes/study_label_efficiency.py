@@ -8,8 +8,9 @@
 
 For each seed an encoder is pre-trained in each way that `arms` names. Then each arm and an encoder from
 scratch are fine-tuned for equal steps with a part of the scenes labelled (`reconstructions`), or a few points of every
-scene (`annotations`), or frozen below a linear head (`linear`). Learning rates are chosen for each arm and each kind of
-labels on validation rooms; scores are those of test rooms, whose sizes, colours and styles no other room has.
+scene (`annotations`), or frozen below a linear head (`linear`). How, is chosen for each arm and each kind of labels
+from `choices` on validation rooms, built-in ones also for real scans; scores are those of test rooms, whose sizes,
+colours and styles no other room has.
 
 The folder `output` gets results.json, results.md and results.svg, and a run folder for each training. What was stopped
 goes on where it was if started again with the same settings.
@@ -49,6 +50,7 @@ from ponder_zoo.train.run import command_line
 
 logger = logging.getLogger("ponder_zoo.recipes.study")
 SCRATCH = "scratch"
+CHOSEN_AS = {"real": "scenes"}  # of real scans there are too few to choose on some and score on others
 # Settings that may differ when a study goes on
 FREE_KEYS = ("output", "jobs", "data.workers", "data.cache", "reconstructions", "annotations", "linear", "real_root")
 
@@ -69,8 +71,9 @@ class Config:
     reconstructions: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 1.0)  # shares of the scenes that are labelled
     annotations: tuple[int, ...] = (20, 50, 100, 200)  # labelled points of each scene
     linear: tuple[float, ...] = (1.0,)  # shares of the scenes for a linear head on the frozen encoder
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)  # to choose from, per arm and kind of labels
-    tune_reconstructions: float = 0.05  # where the learning rate for reconstructions is chosen, with the first seed
+    # Settings of finetune.py by name, to choose from per arm and kind of labels
+    choices: dict[str, Any] = field(default_factory=lambda: {"lr3e-3": {"lr": 3e-3}})
+    tune_reconstructions: float = 0.05  # where it is chosen for reconstructions, with the first seed
     tune_annotations: int = 50  # the same for annotations
     real_root: str | None = None  # folder of labelled scans (data.name=scannet_labelled)
     real_folds: int = 3  # rooms are left out in so many turns
@@ -112,15 +115,15 @@ class Job:
 
 def pretrainings(cfg: Config) -> Iterator[Job]:
     shared = {"encoder": cfg.encoder, "grid_size": cfg.grid_size, "data": config_to_dict(cfg.data)}
-    for arm in arms(cfg):
+    for arm in named(cfg.arms):
         for seed in cfg.seeds:
             values = merged(merged(shared, cfg.pretrain), cfg.arms[arm]) | {"seed": seed}
             yield Job(pretrain_folder(cfg, arm, seed), "pretrain", values, about={"arm": arm, "seed": seed})
 
 
-def arms(cfg: Config) -> list[str]:
-    """The ways to pre-train; one with `null` was left out of a file's."""
-    return [arm for arm, settings in cfg.arms.items() if settings is not None]
+def named(settings: Mapping[str, Any]) -> list[str]:
+    """Names of settings; one with `null` was left out of a file's."""
+    return [name for name, values in settings.items() if values is not None]
 
 
 def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,13 +140,13 @@ def pretrain_folder(cfg: Config, arm: str, seed: int) -> Path:
     return Path(cfg.output) / "pretrain" / f"{arm}-seed{seed}".replace(" ", "_")
 
 
-def finetuning(cfg: Config, arm: str, labels: Labels, seed: int, lr: float) -> Job:
+def finetuning(cfg: Config, arm: str, labels: Labels, seed: int, choice: str) -> Job:
     """Fine-tuning of an arm on some labels."""
-    folder = Path(cfg.output) / "finetune" / f"{labels.name}-{arm}-lr{lr:g}-seed{seed}".replace(" ", "_")
+    folder = Path(cfg.output) / "finetune" / f"{labels.name}-{arm}-{choice}-seed{seed}".replace(" ", "_")
     data = config_to_dict(cfg.data)
     test: dict[str, Any] = {"data": data | {"val_scenes": cfg.test_scenes}, "split": "test"}
     values: dict[str, Any] = {"data": data, "encoder": cfg.encoder, "grid_size": cfg.grid_size, "fragments": 1}
-    values |= cfg.finetune | {"seed": seed, "lr": lr}
+    values |= cfg.finetune | cfg.choices[choice] | {"seed": seed}
     values["save_every"], values["keep"] = values.get("max_steps", 200), 1
     values["init"] = SCRATCH if arm == SCRATCH else str(pretrain_folder(cfg, arm, seed))
     if labels.kind == "linear":
@@ -156,7 +159,7 @@ def finetuning(cfg: Config, arm: str, labels: Labels, seed: int, lr: float) -> J
     elif labels.amount < 1.0:
         values["scene_list"] = str(write_scene_list(cfg, labels.amount, seed))
     test |= {"fragments": 1, "task": "segment"}
-    return Job(folder, "finetune", values, test, {"arm": arm, "labels": asdict(labels), "seed": seed, "lr": lr})
+    return Job(folder, "finetune", values, test, {"arm": arm, "labels": asdict(labels), "seed": seed, "choice": choice})
 
 
 def write_scene_list(cfg: Config, share: float, seed: int) -> Path:
@@ -177,12 +180,9 @@ def all_labels(cfg: Config) -> list[Labels]:
     return labels + [Labels("real", fold=fold) for fold in folds]
 
 
-def tuning_labels(cfg: Config, kind: str) -> list[Labels]:
-    """On what the learning rate of a kind is chosen: for real scans, of which there are few, on all folds."""
-    if kind == "real":
-        return [labels for labels in all_labels(cfg) if labels.kind == kind]
-    amount = {"scenes": cfg.tune_reconstructions, "points": cfg.tune_annotations}.get(kind, 1.0)
-    return [Labels(kind, amount)]
+def tuning_labels(cfg: Config, kind: str) -> Labels:
+    """On what it is chosen how to fine-tune on a kind."""
+    return Labels(kind, {"scenes": cfg.tune_reconstructions, "points": cfg.tune_annotations}.get(kind, 1.0))
 
 
 # Training
@@ -248,24 +248,27 @@ def read_metrics(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text())["metrics"]
 
 
-def choose_rates(
-    cfg: Config, workers: Workers, arms: Sequence[str], kinds: Sequence[str]
-) -> dict[tuple[str, str], float]:
-    """The learning rate of each arm and kind with the highest mIoU on validation rooms, first seed."""
+def choices_of(cfg: Config, kind: str) -> list[str]:
+    """What there is to choose from; a linear head has nothing below it to train."""
+    return [name for name in named(cfg.choices) if kind != "linear" or "mode" not in cfg.choices[name]]
+
+
+def choose(cfg: Config, workers: Workers, arms: Sequence[str], kinds: Sequence[str]) -> dict[tuple[str, str], str]:
+    """The choice for each arm and kind with the highest mIoU on validation rooms, first seed."""
     jobs = [
-        finetuning(cfg, arm, labels, cfg.seeds[0], lr)
-        for kind in kinds
-        for labels in tuning_labels(cfg, kind)
+        finetuning(cfg, arm, tuning_labels(cfg, kind), cfg.seeds[0], choice)
+        for kind in dict.fromkeys(CHOSEN_AS.get(kind, kind) for kind in kinds)
         for arm in arms
-        for lr in cfg.learning_rates
+        for choice in choices_of(cfg, kind)
     ]
-    scores: dict[tuple[str, str], dict[float, float]] = {}
-    for result in workers.run(jobs, "learning rates"):
-        rates = scores.setdefault((result["arm"], result["labels"]["kind"]), {})
-        rates[result["lr"]] = rates.get(result["lr"], 0.0) + result["validation"]["mIoU"]
-    for (arm, kind), rates in scores.items():
-        logger.info("%s, %s: %s", arm, kind, {lr: round(100 * score, 1) for lr, score in rates.items()})
-    return {place: max(rates, key=rates.__getitem__) for place, rates in scores.items()}
+    scores: dict[tuple[str, str], dict[str, float]] = {}
+    for result in workers.run(jobs, "choices"):
+        found = scores.setdefault((result["arm"], result["labels"]["kind"]), {})
+        found[result["choice"]] = result["validation"]["mIoU"]
+    for (arm, kind), found in scores.items():
+        logger.info("%s, %s: %s", arm, kind, {choice: round(100 * score, 1) for choice, score in found.items()})
+    best = {place: max(found, key=found.__getitem__) for place, found in scores.items()}
+    return {(arm, kind): best[arm, CHOSEN_AS.get(kind, kind)] for arm in arms for kind in kinds}
 
 
 def collect_scores(cfg: Config, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -295,14 +298,15 @@ def check_settings(cfg: Config, jobs: Sequence[Job]) -> None:
         raise ConfigError(
             f"Expected data.name=synthetic, the set with a test split made for this; got {cfg.data.name}."
         )
-    if not arms(cfg):
+    if not named(cfg.arms):
         raise ConfigError(
             "Expected arms to compare with scratch, got none. Give --config recipes/configs/study/full.yaml, or "
             "arms={NAME: {settings of pretrain.py}}."
         )
-    if SCRATCH in cfg.arms or min(len(cfg.seeds), len(cfg.learning_rates), cfg.jobs, cfg.threads) < 1:
+    if SCRATCH in cfg.arms or min(len(cfg.seeds), len(choices_of(cfg, "linear")), cfg.jobs, cfg.threads) < 1:
         raise ConfigError(
-            f"Expected arms with other names than {SCRATCH!r}, and at least one seed, rate, job and thread."
+            f"Expected arms with other names than {SCRATCH!r}, and at least one seed, choice without a mode, "
+            "job and thread."
         )
     for job in jobs:
         load_config(importlib.import_module(job.recipe).Config, values=job.values)
@@ -310,9 +314,10 @@ def check_settings(cfg: Config, jobs: Sequence[Job]) -> None:
 
 def main(cfg: Config) -> None:
     setup_logging(main=True)
-    names, labels = [SCRATCH, *arms(cfg)], all_labels(cfg)
+    names, labels = [SCRATCH, *named(cfg.arms)], all_labels(cfg)
     pretrain_jobs = list(pretrainings(cfg))
-    check_settings(cfg, [*pretrain_jobs, finetuning(cfg, SCRATCH, Labels("linear"), cfg.seeds[0], 1e-3)])
+    trials = [finetuning(cfg, SCRATCH, Labels("points", 1), cfg.seeds[0], choice) for choice in named(cfg.choices)]
+    check_settings(cfg, [*pretrain_jobs, *trials])
     output = Path(cfg.output)
     output.mkdir(parents=True, exist_ok=True)
     if (output / "config.yaml").is_file():
@@ -320,16 +325,16 @@ def main(cfg: Config) -> None:
     save_config(cfg, output / "config.yaml")
     with start_workers(cfg) as workers:
         trained = workers.run(pretrain_jobs, "pre-training")
-        rates = choose_rates(cfg, workers, names, list(dict.fromkeys(each.kind for each in labels)))
+        chosen = choose(cfg, workers, names, [each.kind for each in labels])
         places = [(arm, each, seed) for each in labels for arm in names for seed in cfg.seeds]
-        jobs = [finetuning(cfg, *place, lr=rates[place[0], place[1].kind]) for place in places]
+        jobs = [finetuning(cfg, *place, choice=chosen[place[0], place[1].kind]) for place in places]
         results = workers.run(jobs, "fine-tuning")
     scores, known = collect_scores(cfg, results), baselines(cfg)
     table = study_table(scores, known, reference=SCRATCH)
     write_study_chart(output / "results.svg", scores)
     write_atomic(output / "results.md", table + "\n")
     content: dict[str, Any] = {"scores": scores, "baselines": known, "config": config_to_dict(cfg)}
-    content |= {"rates": [[*place, rate] for place, rate in rates.items()]}
+    content |= {"choices": [[*place, choice] for place, choice in chosen.items()]}
     content |= {"system": system_info(), "pretraining": trained, "finetuning": results}
     write_json(output / "results.json", content)
     logger.info("%s\n\nWritten to %s", table, output)

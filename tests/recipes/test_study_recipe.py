@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,11 +29,39 @@ def test_scores_come_from_rooms_that_nothing_is_chosen_on(recipe, tmp_path) -> N
     study = recipe("study_label_efficiency")
     cfg = settings(recipe, f"output={tmp_path}")
     for labels in study.all_labels(cfg):
-        job = study.finetuning(cfg, "rendering", labels, 0, 1e-3)
+        job = study.finetuning(cfg, "rendering", labels, 0, "lr3e-3")
         assert job.test["split"] == "test"
-        assert "split" not in job.values  # finetune.py evaluates on val, which chooses the learning rate
-        scratch = study.finetuning(cfg, study.SCRATCH, labels, 0, 1e-3)
+        assert "split" not in job.values  # finetune.py evaluates on val, which the choice is made on
+        scratch = study.finetuning(cfg, study.SCRATCH, labels, 0, "lr3e-3")
         assert {key for key in job.values if job.values[key] != scratch.values[key]} == {"init"}
+
+
+def test_choices_are_made_on_validation_rooms_also_for_real_scans(recipe, tmp_path) -> None:
+    study = recipe("study_label_efficiency")
+    cfg = settings(recipe, f"output={tmp_path}", "choices={frozen: {mode: decoder}, gone: null}")
+    quality = {("scratch", "lr3e-3"): 0.3, ("clusters", "frozen"): 0.4}
+    trained = []
+
+    def run(jobs, title):
+        trained.extend(jobs)
+        places = [(job.about["arm"], job.about["choice"]) for job in jobs]
+        return [
+            job.about | {"validation": {"mIoU": quality.get(place, 0.2)}}
+            for job, place in zip(jobs, places, strict=True)
+        ]
+
+    kinds = ["scenes", "real", "linear"]
+    chosen = study.choose(cfg, SimpleNamespace(run=run), ["scratch", "clusters"], kinds)
+    assert chosen == {
+        ("scratch", "scenes"): "lr3e-3",
+        ("scratch", "real"): "lr3e-3",
+        ("scratch", "linear"): "lr3e-3",
+        ("clusters", "scenes"): "frozen",
+        ("clusters", "real"): "frozen",
+        ("clusters", "linear"): "lr3e-3",  # a frozen encoder has no parts to train
+    }
+    assert {job.about["labels"]["kind"] for job in trained} == {"scenes", "linear"}
+    assert all(job.about["seed"] == cfg.seeds[0] and job.values["seed"] == cfg.seeds[0] for job in trained)
 
 
 def test_folds_of_real_scans_count_together(recipe) -> None:
