@@ -6,7 +6,8 @@
 
 `real_root=PATH` adds labelled scans, with rooms left out in turn; `jobs=1` suits a GPU.
 
-For each seed an encoder is pre-trained in each way that `arms` names. Then each arm and an encoder from
+For each seed an encoder is pre-trained in each way that `arms` names; `{init: NAME}` is one that has its weights, as
+finetune.py names them. Then each arm and an encoder from
 scratch are fine-tuned for equal steps with a part of the scenes labelled (`reconstructions`), or a few points of every
 scene (`annotations`), or frozen below a linear head (`linear`). How, is chosen for each arm and each kind of labels
 from `choices` on validation rooms, built-in ones also for real scans; scores are those of test rooms, whose sizes,
@@ -65,7 +66,8 @@ class Config:
     grid_size: float = 0.1  # metres
     data: DataConfig = field(default_factory=lambda: DataConfig(scenes=400, val_scenes=16))
     test_scenes: int = 32  # rooms of the test split
-    arms: dict[str, Any] = field(default_factory=dict)  # settings of pretrain.py by name; scratch is always there
+    # Settings of pretrain.py by name, or {init: WEIGHTS}; scratch is always there
+    arms: dict[str, Any] = field(default_factory=dict)
     pretrain: dict[str, Any] = field(default_factory=dict)  # settings of pretrain.py for all arms
     finetune: dict[str, Any] = field(default_factory=lambda: {"max_steps": 200, "batch_size": 2})  # of finetune.py
     reconstructions: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 1.0)  # shares of the scenes that are labelled
@@ -116,6 +118,8 @@ class Job:
 def pretrainings(cfg: Config) -> Iterator[Job]:
     shared = {"encoder": cfg.encoder, "grid_size": cfg.grid_size, "data": config_to_dict(cfg.data)}
     for arm in named(cfg.arms):
+        if "init" in cfg.arms[arm]:
+            continue
         for seed in cfg.seeds:
             values = merged(merged(shared, cfg.pretrain), cfg.arms[arm]) | {"seed": seed}
             yield Job(pretrain_folder(cfg, arm, seed), "pretrain", values, about={"arm": arm, "seed": seed})
@@ -148,7 +152,8 @@ def finetuning(cfg: Config, arm: str, labels: Labels, seed: int, choice: str) ->
     values: dict[str, Any] = {"data": data, "encoder": cfg.encoder, "grid_size": cfg.grid_size, "fragments": 1}
     values |= cfg.finetune | cfg.choices[choice] | {"seed": seed}
     values["save_every"], values["keep"] = values.get("max_steps", 200), 1
-    values["init"] = SCRATCH if arm == SCRATCH else str(pretrain_folder(cfg, arm, seed))
+    pretrained = cfg.arms.get(arm, {}).get("init", str(pretrain_folder(cfg, arm, seed)))
+    values["init"] = SCRATCH if arm == SCRATCH else pretrained
     if labels.kind == "linear":
         values["mode"] = "linear"
     if labels.kind == "points":
@@ -308,6 +313,9 @@ def check_settings(cfg: Config, jobs: Sequence[Job]) -> None:
             f"Expected arms with other names than {SCRATCH!r}, and at least one seed, choice without a mode, "
             "job and thread."
         )
+    for arm in named(cfg.arms):
+        if "init" in cfg.arms[arm] and len(cfg.arms[arm]) > 1:
+            raise ConfigError(f"Expected arms.{arm} to have init or settings of pretrain.py, got {cfg.arms[arm]}.")
     for job in jobs:
         load_config(importlib.import_module(job.recipe).Config, values=job.values)
 

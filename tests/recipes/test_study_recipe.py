@@ -36,6 +36,18 @@ def test_scores_come_from_rooms_that_nothing_is_chosen_on(recipe, tmp_path) -> N
         assert {key for key in job.values if job.values[key] != scratch.values[key]} == {"init"}
 
 
+def test_an_arm_may_have_its_weights_already(recipe, tmp_path) -> None:
+    study = recipe("study_label_efficiency")
+    name = "sparseunet_ponderv2_tiny.synthetic"
+    cfg = settings(recipe, f"output={tmp_path}", f"arms={{clusters: null, shipped: {{init: {name}}}}}")
+    assert {job.about["arm"] for job in study.pretrainings(cfg)} == {"rendering"}
+    inits = {
+        arm: study.finetuning(cfg, arm, study.Labels("points", 20), 1, "lr3e-3").values["init"]
+        for arm in (study.SCRATCH, "shipped", "rendering")
+    }
+    assert inits == {"scratch": "scratch", "shipped": name, "rendering": str(tmp_path / "pretrain/rendering-seed1")}
+
+
 def test_choices_are_made_on_validation_rooms_also_for_real_scans(recipe, tmp_path) -> None:
     study = recipe("study_label_efficiency")
     cfg = settings(recipe, f"output={tmp_path}", "choices={frozen: {mode: decoder}, gone: null}")
@@ -81,6 +93,7 @@ def test_folds_of_real_scans_count_together(recipe) -> None:
         ("pretrain.lerning_rate=1", "lerning_rate"),
         ("finetune.max_stepz=3", "max_stepz"),
         ("arms={scratch: {}}", "other names"),
+        ("arms={rendering: {init: runs/mine, max_steps: 3}}", "init or settings"),
         ("arms={rendering: null, clusters: null}", "got none.*full.yaml"),
         ("data.name=rgbd", "data.name=synthetic"),
     ],
