@@ -16,7 +16,7 @@ import copy
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from ponder_zoo.data.model_input import model_collate
 from ponder_zoo.data.motion import move_scene
 from ponder_zoo.data.pretrain import PretrainDataset
 from ponder_zoo.data.scene import Scene, Views
+from ponder_zoo.data.semantics import Relabel, kept_cluster_labels
 from ponder_zoo.data.submission import benchmark_ids, write_instances, write_semantic
 from ponder_zoo.data.transforms import CenterShift, axis_rotation, grid_fragments, segmentation_test_transforms
 from ponder_zoo.files import write_atomic
@@ -100,7 +101,8 @@ def main(cfg: Config) -> None:
         return
     ponder = pz.create_pretrainer(f"local-dir:{folder}", pretrained=True, encoder_args=options)
     ponder = ponder.to(accelerator.device).eval()
-    sets = view_sets(replace(cfg, grid_size=model.grid_size), model)
+    relabel = kept_cluster_labels(folder)
+    sets = view_sets(replace(cfg, grid_size=model.grid_size), model, relabel=relabel)
     scores = show_views(accelerator, ponder, sets, output / "previews/views.png", cfg.eval_views, cfg.eval_stride)
     if accelerator.is_main_process:
         write_eval(output, scores, run=str(run), data=cfg.data.name, split=cfg.split)
@@ -115,7 +117,7 @@ def view_sets(
     cfg: Any,
     encoder: nn.Module,
     image_features: ImageFeatures | None = None,
-    relabel: Callable[[Sequence[Source]], list[Source]] = list,
+    relabel: Relabel = list,
 ) -> list[PretrainDataset]:
     """Scenes with views that training does not see, of each data set of a configuration, with an encoder's columns."""
     options = {key: getattr(cfg, key) for key in ("volume_shape", "input_views", "grid_size", "dropout", "margin")}

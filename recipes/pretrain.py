@@ -15,9 +15,10 @@ import itertools
 import json
 import logging
 import shlex
+import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from ponder_zoo.data.catalog import DataConfig, Source, open_views, pretrain_dat
 from ponder_zoo.data.collate import PretrainCollate
 from ponder_zoo.data.model_input import model_collate
 from ponder_zoo.data.pretrain import PretrainDataset
-from ponder_zoo.data.semantics import SemanticConfig, Semantics, cluster_labels, make_semantics
+from ponder_zoo.data.semantics import CENTRES, SemanticConfig, Semantics, cluster_labels, make_semantics
 from ponder_zoo.layers.sync_norm import freeze_norms, set_norm_momentum, synchronize_batch_norm
 from ponder_zoo.losses.render import RenderLossWeights, point_loss, render_loss
 from ponder_zoo.models.sparse_unet import SparseUNet, fill_untrained_conditions
@@ -85,9 +86,10 @@ class Config:
     input_views: int = 7  # views of a room whose pixels are the points
     target_views: int = 5  # views of a room to render
     rays_per_view: int = 96
-    loss: RenderLossWeights = field(default_factory=RenderLossWeights)
-    semantic: SemanticConfig = field(default_factory=SemanticConfig)
-    ppt_loss_weight: float = 0.0  # of telling points apart by class embeddings, where points have labels
+    loss: RenderLossWeights = field(default_factory=lambda: RenderLossWeights(semantic=0.5, feature=0.5))
+    # Beside colour and depth. The default needs no labels; with none, the other weights of `semantic` do not matter
+    semantic: SemanticConfig = field(default_factory=lambda: SemanticConfig(targets="clusters"))
+    ppt_loss_weight: float = 3.0  # of telling points apart by class embeddings, where `semantic` has classes
 
     max_steps: int = 550  # of the optimizer, for the whole run
     stop_step: int | None = None  # save and stop there, at the end of a time slot; the schedule stays that of max_steps
@@ -115,6 +117,18 @@ class Config:
     eval_views: int = 8  # of those pictures, in the final evaluation
     eval_stride: int = 2  # render every so many-th row and column of them
     log_with: str | None = None  # further trackers of Accelerate: tensorboard, wandb, trackio, ...
+
+
+def with_weights(cfg: Config) -> Config:
+    """The settings with weights of what `semantic.targets` has; those of the rest are zero, whatever was given."""
+    classes, features = cfg.semantic.targets in ("labels", "clusters"), cfg.semantic.targets == "features"
+    loss = replace(
+        cfg.loss,
+        semantic=classes * cfg.loss.semantic,
+        feature=features * cfg.loss.feature,
+        temperature=cfg.loss.temperature or cfg.semantic.temperature,
+    )
+    return replace(cfg, loss=loss, ppt_loss_weight=classes * cfg.ppt_loss_weight)
 
 
 def training_sets(
@@ -172,10 +186,12 @@ def compute_losses(ponder: Any, output: pz.RenderOutput, batch: pz.PretrainBatch
 
 
 def main(cfg: Config) -> None:
+    cfg = with_weights(cfg)
     accelerator = start_run(cfg)
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
     sources = open_views(cfg.data, "train")
-    relabel = cluster_labels(cfg.semantic, sources)
+    with accelerator.main_process_first():
+        relabel = cluster_labels(cfg.semantic, sources, run)
     sources = relabel(sources)
     semantics = prepare_semantics(cfg, sources, accelerator)
     ponder = build_model(cfg, semantics).to(device, torch.float64 if cfg.float64 else None)
@@ -249,6 +265,8 @@ def main(cfg: Config) -> None:
         if isinstance(encoder, SparseUNet) and (filled := fill_untrained_conditions(encoder)):
             logger.info("No data of %s: they get the norms of a trained condition.", ", ".join(filled))
         pz.save_for_hf(encoder, run / "export", renderer=trained, metadata=about_weights)
+        if cfg.semantic.targets == "clusters":  # with them `evaluate.py` can tell what the classes are
+            shutil.copy(run / CENTRES, run / "export" / CENTRES)
         write_eval(run, scores, step=step)
         write_features(run, encoder, views[0])
         write_run_info(run, **about, status="finished", wall_time=time.monotonic() - began, system=system_info())

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .array_cache import read_arrays, write_arrays
 from .catalog import Source
 from .class_tables import class_table
 from .image_features import PCA_IMAGES, ImageFeatures, Weights
-from .scene import Scene
-from .shape_context import ContextLabels, context_clusters
+from .scene import Array, Scene
+from .shape_context import CHANNELS, ContextLabels, context_clusters
 from .text_embeddings import class_embeddings
 
+CLIP_SCALE = 100.0  # of cosines of texts, which are all alike
 CLUSTER_SCALE = 16.0  # of cosines: rows at right angles want less than CLIP's
 
 
 @dataclass(frozen=True)
 class SemanticConfig:
-    """Targets of the semantic branch. Its weights are `loss.semantic`, `loss.feature` and `ppt_loss_weight`."""
+    """Targets of the semantic branch: classes, weighted by `loss.semantic` and `ppt_loss_weight`, or `loss.feature`."""
 
     targets: Literal["none", "labels", "clusters", "features"] = "none"  # clusters of shape contexts need no labels
     clusters: int = 64  # how many; their table is one-hot
@@ -34,6 +37,11 @@ class SemanticConfig:
     image_weights: Weights = "pretrained"  # random: an untrained model, to try things out without a download
     image_dim: int | None = 64  # principal components of the features to render; null: all channels
     cache: str = "~/.cache/ponder_zoo/embeddings"  # folder for embeddings of prompts and images
+
+    @property
+    def temperature(self) -> float:
+        """Of rendered class scores: one over the scale of those of the points."""
+        return 1.0 / (self.scale or (CLUSTER_SCALE if self.targets == "clusters" else CLIP_SCALE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +64,9 @@ class Semantics:
         return {"embed_dim": self.dim, "num_embeddings": len(self.table), "classes": rows} | scale
 
 
+Relabel = Callable[[Sequence[Source]], list[Source]]
 CLUSTERED_SCENES = 24  # that clusters are found in
+CENTRES = "clusters.safetensors"  # their descriptors, (K, C), in the folders of a run and of its export
 # The weights that each kind of targets has.
 OF_CLASSES = {"loss.semantic", "ppt_loss_weight"}
 WEIGHTS = {"labels": OF_CLASSES, "clusters": OF_CLASSES, "features": {"loss.feature"}, "none": set[str]()}
@@ -122,12 +132,35 @@ def _images(config: SemanticConfig, sources: Sequence[Source]) -> ImageFeatures:
     return features
 
 
-def cluster_labels(config: SemanticConfig, sources: Sequence[Source]) -> Callable[[Sequence[Source]], list[Source]]:
-    """Find clusters of shape contexts in some sources; what is returned gives sources these as labels."""
+def cluster_labels(config: SemanticConfig, sources: Sequence[Source], folder: Path) -> Relabel:
+    """Find clusters of shape contexts in some sources; what is returned gives sources these as labels.
+
+    Their centres are kept in `folder`: a run that goes on has the ones that it began with.
+    """
     if config.targets != "clusters":
         return list
-    centres = context_clusters(_some_scenes(sources, CLUSTERED_SCENES), config.clusters)
-    return lambda others: [each.with_scenes(ContextLabels(each.scenes, centres)) for each in others]
+    centres = _read_centres(folder)
+    if centres is None or len(centres) != config.clusters:
+        centres = context_clusters(_some_scenes(sources, CLUSTERED_SCENES), config.clusters)
+        write_arrays(folder / CENTRES, {"centres": centres})
+    return _labels_by(centres)
+
+
+def kept_cluster_labels(folder: Path) -> Relabel:
+    """The clusters of a run or an export; without any, sources stay as they are."""
+    centres = _read_centres(folder)
+    return list if centres is None else _labels_by(centres)
+
+
+def _read_centres(folder: Path) -> Array | None:
+    """None if there are none, or what is there cannot be any."""
+    centres = (read_arrays(folder / CENTRES) or {}).get("centres")
+    fits = centres is not None and centres.ndim == 2 and centres.shape[1] == CHANNELS and centres.dtype == np.float32
+    return centres if fits else None
+
+
+def _labels_by(centres: Array) -> Relabel:
+    return lambda sources: [each.with_scenes(ContextLabels(each.scenes, centres)) for each in sources]
 
 
 def _some_scenes(sources: Sequence[Source], count: int) -> Iterator[Scene]:

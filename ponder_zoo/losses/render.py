@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..structures import RayBundle, RayTargets, RenderOutput
 
+TEMPERATURE = 0.01  # of semantic logits, where none is given: CLIP's
 Mean = Callable[[Tensor, Tensor], Tensor]  # (value, how much each entry counts) -> scalar
 
 
@@ -48,7 +49,7 @@ class RenderLossWeights:
     rays: Literal["valid", "all"] = "valid"  # which rays count in rgb and eikonal; official: all, misses included
     semantic_rule: Literal["classes", "rays"] = "classes"  # against the class table; official: against the other rays
     first_class: Literal["counts", "dropped"] = "counts"  # official: label 0 of rendered semantics is no label
-    temperature: float = 0.01  # of the semantic logits
+    temperature: float | None = None  # of the semantic logits; null: 0.01; in recipes, one over semantic.scale
     feature_rule: Literal["cosine", "squared"] = "cosine"  # 1 - cosine, or the mean square of the differences
 
     @classmethod
@@ -186,7 +187,7 @@ def semantic_loss(
         )
     if class_embeddings is not None:
         table = class_embeddings.to(predicted.dtype)
-        predicted = F.normalize(predicted, dim=-1) / weights.temperature
+        predicted = F.normalize(predicted, dim=-1) / (weights.temperature or TEMPERATURE)
         if weights.semantic_rule == "rays":  # unlabelled rays are zero rows
             table = table[row] * (segment >= first)[:, None]
             row = torch.arange(len(row), device=row.device)

@@ -125,6 +125,11 @@ def test_clusters_of_shape_contexts_take_the_place_of_labels(run_recipe, pretrai
     scores = json.loads((run / "eval.json").read_text())["metrics"]
     assert 0 <= scores["class_accuracy"] <= 1 and 0.2 <= scores["class_accuracy_constant"] < 1, "five clusters"
 
+    # The export says what its classes are, whatever rooms are at hand to find clusters in.
+    run_recipe("evaluate", f"run={run}", "data.scenes=1", f"output={tmp_path / 'again'}")
+    found = json.loads((tmp_path / "again/eval.json").read_text())["metrics"]
+    assert found["class_accuracy"] == pytest.approx(scores["class_accuracy"], abs=1e-6)
+
 
 @pytest.mark.slow
 def test_rooms_with_other_labels_than_a_run_knows_are_rendered_without_classes(run_recipe, pretrain_settings, tmp_path):
@@ -138,12 +143,32 @@ def test_rooms_with_other_labels_than_a_run_knows_are_rendered_without_classes(r
 
 
 def test_class_scores_of_points_alone_need_no_rendered_classes(run_recipe, pretrain_settings, tmp_path):
-    labels = ["semantic.targets=labels", "semantic.table=one-hot", "ppt_loss_weight=0.1", "data.scenes=2"]
+    labels = ["semantic.targets=labels", "semantic.table=one-hot", "loss.semantic=0", "data.scenes=2"]
     run_recipe("pretrain", *pretrain_settings, *labels, "max_steps=1", f"output={tmp_path}")
     (row,) = rows(tmp_path)
     assert row["ppt"] > 0 and "semantic" not in row
     ponder = pz.create_pretrainer(f"local-dir:{tmp_path / 'export'}", pretrained=True)
     assert ponder.renderer.field.semantic_dim is None and list(ponder.head.classes) == ["synthetic"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "weights", "temperature"),
+    [
+        ("none", (0.0, 0.0, 0.0), 0.01),
+        ("labels", (0.4, 0.0, 2.0), 0.01),  # CLIP's
+        ("clusters", (0.4, 0.0, 2.0), 1 / 16),
+        ("features", (0.0, 0.7, 0.0), 0.01),
+    ],
+)
+def test_targets_say_which_weights_count(recipe, targets: str, weights: tuple[float, ...], temperature: float) -> None:
+    pretrain = recipe("pretrain")
+    given = ["loss.semantic=0.4", "loss.feature=0.7", "ppt_loss_weight=2", f"semantic.targets={targets}"]
+    cfg = pretrain.with_weights(load_config(pretrain.Config, given))
+    assert (cfg.loss.semantic, cfg.loss.feature, cfg.ppt_loss_weight) == weights
+    assert cfg.loss.temperature == temperature
+    explicit = load_config(pretrain.Config, [*given, "semantic.scale=20", "loss.temperature=0.3"])
+    assert pretrain.with_weights(explicit).loss.temperature == 0.3
+    assert pretrain.with_weights(load_config(pretrain.Config, [*given, "semantic.scale=20"])).loss.temperature == 0.05
 
 
 def one_step(settings: list[str], step: int) -> dict[str, dict[str, torch.Tensor]]:
