@@ -191,6 +191,8 @@ def main(cfg: Config) -> None:
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
     sources = open_views(cfg.data, "train")
     with accelerator.main_process_first():
+        if first and not any((run / "checkpoints").glob("*")):  # of a run that ended before it began
+            (run / CENTRES).unlink(missing_ok=True)
         relabel = cluster_labels(cfg.semantic, sources, run)
     sources = relabel(sources)
     semantics = prepare_semantics(cfg, sources, accelerator)

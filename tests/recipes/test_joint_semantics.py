@@ -9,6 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,8 +17,11 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 import ponder_zoo as pz
+from ponder_zoo.data.array_cache import read_arrays, write_arrays
 from ponder_zoo.data.class_tables import CLASSES, UNIVERSAL
 from ponder_zoo.data.collate import PretrainCollate
+from ponder_zoo.data.semantics import CENTRES
+from ponder_zoo.data.shape_context import CHANNELS
 from ponder_zoo.train.config import load_config
 from ponder_zoo.train.distributed import mean_over_processes, num_processes, process_index
 from ponder_zoo.train.log import read_metrics
@@ -118,7 +122,9 @@ def test_features_of_an_image_model_are_rendered_without_labels(run_recipe, pret
 def test_clusters_of_shape_contexts_take_the_place_of_labels(run_recipe, pretrain_settings, tmp_path):
     clusters = ["semantic.targets=clusters", "semantic.clusters=5", "loss.semantic=0.1", "ppt_loss_weight=0.1"]
     run = tmp_path / "run"
+    write_arrays(run / CENTRES, {"centres": np.zeros((5, CHANNELS), np.float32)})  # left by a run that never began
     run_recipe("pretrain", *pretrain_settings, *clusters, "data.scenes=2", "max_steps=2", f"output={run}")
+    assert np.ptp(read_arrays(run / CENTRES)["centres"]) > 0
     assert all(row["semantic"] > 0 and row["ppt"] > 0 for row in rows(run))
     ponder = pz.create_pretrainer(f"local-dir:{run / 'export'}", pretrained=True)
     assert torch.equal(ponder.head.class_embedding, torch.eye(5))
