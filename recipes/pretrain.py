@@ -33,13 +33,13 @@ from ponder_zoo.data.model_input import model_collate
 from ponder_zoo.data.pretrain import PretrainDataset
 from ponder_zoo.data.semantics import CENTRES, SemanticConfig, Semantics, cluster_labels, make_semantics
 from ponder_zoo.layers.sync_norm import freeze_norms, set_norm_momentum, synchronize_batch_norm
-from ponder_zoo.losses.render import RenderLossWeights, point_loss, render_loss
+from ponder_zoo.losses.render import TEMPERATURE, RenderLossWeights, point_loss, render_loss
 from ponder_zoo.models.sparse_unet import SparseUNet, fill_untrained_conditions
 from ponder_zoo.report.html import write_report
 from ponder_zoo.report.previews import preview_path
 from ponder_zoo.report.run_files import write_eval, write_run_info
 from ponder_zoo.report.system import system_info
-from ponder_zoo.train.checkpoint import save_checkpoint
+from ponder_zoo.train.checkpoint import list_checkpoints, save_checkpoint
 from ponder_zoo.train.config import config_to_dict, save_config
 from ponder_zoo.train.distributed import mean_over_processes
 from ponder_zoo.train.guard import NonFiniteGuard
@@ -122,11 +122,12 @@ class Config:
 def with_weights(cfg: Config) -> Config:
     """The settings with weights of what `semantic.targets` has; those of the rest are zero, whatever was given."""
     classes, features = cfg.semantic.targets in ("labels", "clusters"), cfg.semantic.targets == "features"
+    scale = cfg.semantic.head_scale
     loss = replace(
         cfg.loss,
         semantic=classes * cfg.loss.semantic,
         feature=features * cfg.loss.feature,
-        temperature=cfg.loss.temperature or cfg.semantic.temperature,
+        temperature=cfg.loss.temperature or (TEMPERATURE if scale is None else 1.0 / scale),
     )
     return replace(cfg, loss=loss, ppt_loss_weight=classes * cfg.ppt_loss_weight)
 
@@ -191,7 +192,7 @@ def main(cfg: Config) -> None:
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
     sources = open_views(cfg.data, "train")
     with accelerator.main_process_first():
-        if first and not any((run / "checkpoints").glob("*")):  # of a run that ended before it began
+        if first and not list_checkpoints(run):  # of a run that ended before it began
             (run / CENTRES).unlink(missing_ok=True)
         relabel = cluster_labels(cfg.semantic, sources, run)
     sources = relabel(sources)

@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -116,28 +116,21 @@ class Job:
 
 
 def pretrainings(cfg: Config) -> Iterator[Job]:
+    from omegaconf import OmegaConf
+
     shared = {"encoder": cfg.encoder, "grid_size": cfg.grid_size, "data": config_to_dict(cfg.data)}
     for arm in named(cfg.arms):
         if "init" in cfg.arms[arm]:
             continue
         for seed in cfg.seeds:
-            values = merged(merged(shared, cfg.pretrain), cfg.arms[arm]) | {"seed": seed}
+            merged = OmegaConf.merge(shared, cfg.pretrain, cfg.arms[arm], {"seed": seed})  # also inside groups
+            values = cast(dict[str, Any], OmegaConf.to_container(merged))
             yield Job(pretrain_folder(cfg, arm, seed), "pretrain", values, about={"arm": arm, "seed": seed})
 
 
 def named(settings: Mapping[str, Any]) -> list[str]:
     """Names of settings; one with `null` was left out of a file's."""
     return [name for name, values in settings.items() if values is not None]
-
-
-def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with changes, also inside groups."""
-    inner = {
-        key: merged(settings[key], value)
-        for key, value in changes.items()
-        if isinstance(value, Mapping) and isinstance(settings.get(key), Mapping)
-    }
-    return {**settings, **changes, **inner}
 
 
 def pretrain_folder(cfg: Config, arm: str, seed: int) -> Path:

@@ -19,7 +19,6 @@ from .scene import Array, Scene
 from .shape_context import CHANNELS, ContextLabels, context_clusters
 from .text_embeddings import class_embeddings
 
-CLIP_SCALE = 100.0  # of cosines of texts, which are all alike
 CLUSTER_SCALE = 16.0  # of cosines: rows at right angles want less than CLIP's
 
 
@@ -39,9 +38,9 @@ class SemanticConfig:
     cache: str = "~/.cache/ponder_zoo/embeddings"  # folder for embeddings of prompts and images
 
     @property
-    def temperature(self) -> float:
-        """Of rendered class scores: one over the scale of those of the points."""
-        return 1.0 / (self.scale or (CLUSTER_SCALE if self.targets == "clusters" else CLIP_SCALE))
+    def head_scale(self) -> float | None:
+        """Of the head's cosines; None: the head's own default, CLIP's."""
+        return self.scale or (CLUSTER_SCALE if self.targets == "clusters" else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +101,7 @@ def make_semantics(
         )
     if config.targets == "clusters":
         rows = {name: tuple(range(len(classes))) for name, classes in label_spaces(sources, condition).items()}
-        return Semantics(config.clusters, torch.eye(config.clusters), rows, scale=config.scale or CLUSTER_SCALE)
+        return Semantics(config.clusters, torch.eye(config.clusters), rows, scale=config.head_scale)
     if config.targets == "labels":
         return embed_classes(config, label_spaces(sources, condition))
     if config.targets == "features":
@@ -120,7 +119,7 @@ def embed_classes(config: SemanticConfig, spaces: Mapping[str, Sequence[str]]) -
     else:
         encoder: dict[str, Any] = {"model": config.text_model, "weights": config.text_weights, "cache": config.cache}
         table = class_embeddings(names, ensemble="official" if official else "class", **encoder)
-    return Semantics(table.shape[1], table, rows, scale=config.scale)
+    return Semantics(table.shape[1], table, rows, scale=config.head_scale)
 
 
 def _images(config: SemanticConfig, sources: Sequence[Source]) -> ImageFeatures:
