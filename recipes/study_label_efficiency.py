@@ -13,8 +13,8 @@ scene (`annotations`), or frozen below a linear head (`linear`). How, is chosen 
 from `choices` on validation rooms, built-in ones also for real scans; scores are those of test rooms, whose sizes,
 colours and styles no other room has.
 
-The folder `output` gets results.json, results.md and results.svg, and a run folder for each training. What was stopped
-goes on where it was if started again with the same settings.
+The folder `output` gets results.json, results.md and results.svg, written anew after every fine-tuning, and a run
+folder for each training. What was stopped goes on where it was if started again with the same settings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -111,6 +111,14 @@ class Job:
     def result(self) -> Path:
         return self.folder / "result.json"
 
+    @property
+    def done(self) -> bool:
+        return self.result.is_file()
+
+    def read(self) -> dict[str, Any]:
+        """What a training that is done has found, and what it was."""
+        return json.loads(self.result.read_text()) | self.about
+
 
 # What is to be trained
 
@@ -193,9 +201,9 @@ class Workers:
     pool: ProcessPoolExecutor
     log: Path  # what they print
 
-    def run(self, jobs: Sequence[Job], title: str) -> list[dict[str, Any]]:
-        """Train what is not there yet; the results in the order of the jobs."""
-        missing = [job for job in {job.folder: job for job in jobs}.values() if not job.result.is_file()]
+    def run(self, jobs: Sequence[Job], title: str, after: Callable[[], None] = lambda: None) -> list[dict[str, Any]]:
+        """Train what is not there yet, and call `after` after each; the results in the order of the jobs."""
+        missing = [job for job in {job.folder: job for job in jobs}.values() if not job.done]
         waiting = {self.pool.submit(run_job, job): job for job in missing}
         for future in tqdm(as_completed(waiting), total=len(waiting), desc=title, unit="run", disable=not waiting):
             error = future.exception()
@@ -205,7 +213,8 @@ class Workers:
                     f"{waiting[future].folder} failed: {type(error).__name__}: {error}. {self.log} has what it "
                     "printed; the same command goes on from here."
                 ) from error
-        return [json.loads(job.result.read_text()) | job.about for job in jobs]
+            after()
+        return [job.read() for job in jobs]
 
 
 @contextmanager
@@ -324,21 +333,26 @@ def main(cfg: Config) -> None:
     if (output / "config.yaml").is_file():
         check_same_run(cfg, output / "config.yaml", free=FREE_KEYS)
     save_config(cfg, output / "config.yaml")
+    known = baselines(cfg)
     with start_workers(cfg) as workers:
-        trained = workers.run(pretrain_jobs, "pre-training")
+        content: dict[str, Any] = {"baselines": known, "config": config_to_dict(cfg), "system": system_info()}
+        content["pretraining"] = workers.run(pretrain_jobs, "pre-training")
         chosen = choose(cfg, workers, names, [each.kind for each in labels])
+        content["choices"] = [[*place, choice] for place, choice in chosen.items()]
         places = [(arm, each, seed) for each in labels for arm in names for seed in cfg.seeds]
         jobs = [finetuning(cfg, *place, choice=chosen[place[0], place[1].kind]) for place in places]
-        results = workers.run(jobs, "fine-tuning")
-    scores, known = collect_scores(cfg, results), baselines(cfg)
-    table = study_table(scores, known, reference=SCRATCH)
+        workers.run(jobs, "fine-tuning", after=lambda: write_results(cfg, jobs, content))
+    write_results(cfg, jobs, content)
+    logger.info("%s\n\nWritten to %s", (output / "results.md").read_text(), output)
+
+
+def write_results(cfg: Config, jobs: Sequence[Job], content: Mapping[str, Any]) -> None:
+    """Table, chart and raw results of the fine-tunings that are done."""
+    results = [job.read() for job in jobs if job.done]
+    scores, output = collect_scores(cfg, results), Path(cfg.output)
+    write_atomic(output / "results.md", study_table(scores, content["baselines"], reference=SCRATCH) + "\n")
     write_study_chart(output / "results.svg", scores)
-    write_atomic(output / "results.md", table + "\n")
-    content: dict[str, Any] = {"scores": scores, "baselines": known, "config": config_to_dict(cfg)}
-    content |= {"choices": [[*place, choice] for place, choice in chosen.items()]}
-    content |= {"system": system_info(), "pretraining": trained, "finetuning": results}
-    write_json(output / "results.json", content)
-    logger.info("%s\n\nWritten to %s", table, output)
+    write_json(output / "results.json", {"scores": scores, **content, "finetuning": results})
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def study_table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, flo
     """Markdown: mIoU in percent for each kind and amount of labels, and what each arm gains over the reference arm.
 
     Args:
-        scores: rows with `kind`, `amount`, `arm`, `seed` and `mIoU` in [0, 1].
+        scores: rows with `kind`, `amount`, `arm`, `seed` and `mIoU` in [0, 1]; those of a study that goes on may lack
+            arms and seeds.
         baselines: mIoU of what knows no shapes, by name.
         reference: arm that the others are compared with, seed by seed.
     """
@@ -63,9 +64,11 @@ def study_table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, flo
     for kind, amounts in collect(scores).items():
         lines.append(f"| **{KINDS[kind]}** |" + " |" * (len(heads) - 1))
         for amount, found in sorted(amounts.items()):
-            cells = [_text(interval([100 * value for value in found[arm].values()])) for arm in arms]
-            gains = [[100 * (found[arm][seed] - found[reference][seed]) for seed in found[reference]] for arm in others]
-            cells += [_text(interval(gain), sign="+") for gain in gains]
+            known = {arm: found.get(arm, {}) for arm in (*arms, reference)}
+            cells = [_text([100 * value for value in known[arm].values()]) for arm in arms]
+            base = known[reference]
+            gains = [[100 * (known[arm][seed] - base[seed]) for seed in base if seed in known[arm]] for arm in others]
+            cells += [_text(gain, sign="+") for gain in gains]
             lines.append("| " + " | ".join([amount_text(kind, amount), *cells]) + " |")
     for name, value in baselines.items():
         lines.append(f"| nearest neighbours by {name} | {100 * value:.1f} |" + " |" * (len(heads) - 2))
@@ -76,7 +79,10 @@ def amount_text(kind: str, amount: float) -> str:
     return f"{amount:g}" if kind == "points" else f"{100 * amount:g} %"
 
 
-def _text(score: Score, sign: str = "") -> str:
+def _text(values: Sequence[float], sign: str = "") -> str:
+    if not values:
+        return ""
+    score = interval(values)
     return f"{score.mean:{sign}.1f}" + ("" if score.half is None else f" ± {score.half:.1f}")
 
 
@@ -91,6 +97,8 @@ def write_study_chart(path: Path, scores: Sequence[Mapping[str, Any]]) -> Path:
         for arm in arms:
             points = []
             for amount, found in sorted(amounts.items()):
+                if arm not in found:
+                    continue
                 mean, half = interval([100 * value for value in found[arm].values()])
                 points.append(Point(amount, mean, *(() if half is None else (mean - half, mean + half))))
             curves.append(Curve(arm, points))

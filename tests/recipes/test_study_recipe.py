@@ -86,6 +86,18 @@ def test_folds_of_real_scans_count_together(recipe) -> None:
     assert row["mIoU"] == pytest.approx((3 / 6 + 2 / 5) / 2)
 
 
+def test_results_so_far_can_be_looked_at(recipe, tmp_path) -> None:
+    study = recipe("study_label_efficiency")
+    cfg = settings(recipe, f"output={tmp_path}")
+    done, missing = (study.finetuning(cfg, study.SCRATCH, study.Labels("points", n), 0, "lr3e-3") for n in (20, 50))
+    done.folder.mkdir(parents=True)
+    done.result.write_text(json.dumps({"confusion": {"classes": ["a", "b"], "matrix": [[3, 1], [0, 4]]}}))
+    study.write_results(cfg, [done, missing], {"baselines": {"height": 0.05}})
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [(row["amount"], row["mIoU"]) for row in found["scores"]] == [(20, pytest.approx((3 / 4 + 4 / 5) / 2))]
+    assert "| 20 | 77.5 |" in (tmp_path / "results.md").read_text() and (tmp_path / "results.svg").is_file()
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

@@ -33,6 +33,15 @@ def test_gains_are_paired_by_seed() -> None:
     assert len({line.count("|") for line in table}) == 1
 
 
+def test_a_study_that_goes_on_has_gaps(tmp_path) -> None:
+    scores = rows("points", 20, scratch=[0.1, 0.3], rendering=[0.2])  # its second seed is not there yet
+    scores += rows("points", 50, scratch=[0.2])
+    table = study_table(scores, {}, reference="scratch").splitlines()
+    assert table[3] == "| 20 | 20.0 ± 127.1 | 20.0 | +10.0 |"  # the gain is that of the first seed
+    assert table[4] == "| 50 | 20.0 |  |  |"
+    assert write_study_chart(tmp_path / "study.svg", scores).is_file()
+
+
 def test_chart_has_a_curve_per_arm_and_panels_for_several_amounts(tmp_path) -> None:
     scores = rows("scenes", 0.01, scratch=[0.1, 0.2], rendering=[0.2, 0.3])
     scores += rows("scenes", 1.0, scratch=[0.4, 0.5], rendering=[0.4, 0.6])
