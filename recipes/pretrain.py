@@ -34,7 +34,7 @@ from ponder_zoo.data.pretrain import PretrainDataset
 from ponder_zoo.data.semantics import CENTRES, SemanticConfig, Semantics, cluster_labels, make_semantics
 from ponder_zoo.layers.sync_norm import freeze_norms, set_norm_momentum, synchronize_batch_norm
 from ponder_zoo.losses.render import TEMPERATURE, RenderLossWeights, point_loss, render_loss
-from ponder_zoo.models.sparse_unet import SparseUNet, fill_untrained_conditions
+from ponder_zoo.models.sparse_unet import SparseUNet, fill_untrained_conditions, raise_hue
 from ponder_zoo.report.html import write_report
 from ponder_zoo.report.previews import preview_path
 from ponder_zoo.report.run_files import write_eval, write_run_info
@@ -49,6 +49,7 @@ from ponder_zoo.train.run import command_line, make_loader, make_sampler, make_t
 
 logger = logging.getLogger("ponder_zoo.recipes.pretrain")
 NOTHING = Semantics()
+SEMANTIC_TERMS = {"semantic", "feature", "ppt"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Config:
 
     encoder: str = "sparseunet_tiny"  # name for create_model
     encoder_args: dict[str, Any] = field(default_factory=dict)
+    hue_gain: float = 1.0  # of the first layer's initial weights for hue, beside those for brightness; SparseUNet only
     renderer: str = "neus"  # neus, volsdf, unisurf
     renderer_args: dict[str, Any] = field(
         default_factory=lambda: {
@@ -90,6 +92,7 @@ class Config:
     # Beside colour and depth. The default needs no labels; with none, the other weights of `semantic` do not matter
     semantic: SemanticConfig = field(default_factory=lambda: SemanticConfig(targets="clusters"))
     ppt_loss_weight: float = 3.0  # of telling points apart by class embeddings, where `semantic` has classes
+    semantic_after: float = 0.0  # share of the steps for colour and depth alone; `semantic` then rises over as many
 
     max_steps: int = 550  # of the optimizer, for the whole run
     stop_step: int | None = None  # save and stop there, at the end of a time slot; the schedule stays that of max_steps
@@ -156,6 +159,8 @@ def build_model(cfg: Config, semantics: Semantics = NOTHING) -> torch.nn.Module:
     )
     if semantics.table is not None:
         ponder.head.class_embedding.copy_(semantics.table)  # type: ignore[union-attr, operator]
+    if isinstance(ponder.encoder, SparseUNet):
+        raise_hue(ponder.encoder, cfg.hue_gain)
     ponder.encoder.set_grad_checkpointing(cfg.grad_checkpointing)  # type: ignore[operator]
     return set_norm_momentum(synchronize_batch_norm(ponder), cfg.norm_momentum)
 
@@ -176,14 +181,23 @@ def prepare_semantics(cfg: Config, sources: list[Source], accelerator: Any) -> S
     return semantics
 
 
-def compute_losses(ponder: Any, output: pz.RenderOutput, batch: pz.PretrainBatch, cfg: Config) -> dict[str, Tensor]:
-    """All terms, weighted. Means are over the rays and points of all processes."""
+def semantic_share(step: int, cfg: Config) -> float:
+    """What part of the semantic weights counts in the next step, after `step` of them."""
+    alone = cfg.semantic_after * cfg.max_steps
+    return min(max(step / alone - 1.0, 0.0), 1.0) if alone > 0.0 else 1.0
+
+
+def compute_losses(
+    ponder: Any, output: pz.RenderOutput, batch: pz.PretrainBatch, cfg: Config, share: float = 1.0
+) -> dict[str, Tensor]:
+    """All terms, weighted, the semantic ones by `share`, too. Means are over the rays and points of all processes."""
     shared: dict[str, Any] = {"average_count": mean_over_processes}
     table = ponder.class_table(batch.scene.points)
     losses = render_loss(output, batch.targets, batch.rays, cfg.loss, class_embeddings=table, **shared)
     if output.logits is not None and batch.segment is not None:
         losses["ppt"] = cfg.ppt_loss_weight * point_loss(output.logits, batch.segment, **shared)
-    return losses
+    # Also where it is 0: every step has the same graph, on all processes.
+    return {key: loss * share if key in SEMANTIC_TERMS else loss for key, loss in losses.items()}
 
 
 def main(cfg: Config) -> None:
@@ -232,7 +246,7 @@ def main(cfg: Config) -> None:
             freeze_norms(ponder, step >= cfg.norm_freeze * cfg.max_steps)
             with accelerator.accumulate(model):
                 output = model(batch.scene, batch.rays, logits=cfg.ppt_loss_weight > 0.0)
-                losses = compute_losses(ponder, output, batch, cfg)
+                losses = compute_losses(ponder, output, batch, cfg, semantic_share(step, cfg))
                 guard.watch(losses)
                 accelerator.backward(sum(losses.values()))  # every entry counts; metrics live elsewhere
                 sums = {key: sums.get(key, 0.0) + loss.detach() / cfg.accumulate for key, loss in losses.items()}

@@ -29,6 +29,7 @@ from ..sparse import DownConv3d, SparseTensor, SubMConv3d, UpConv3d, coarsening
 from ..structures import FeatureVolume, PointBatch, VolumeGrid
 from ..volume.densify import densify
 from ._builder import build_model
+from ._columns import COLOR
 from ._config import PretrainedCfg
 from ._official import CONDITIONS as RELEASED_CONDITIONS
 from ._official import HEAD_KEYS, released_cfgs
@@ -380,6 +381,31 @@ class SparseUNet(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Parameters that are looked up rather than multiplied with."""
         return {"context.weight"} if self.norm == "prompt" else set()
+
+
+@torch.no_grad()
+def raise_hue(model: SparseUNet, gain: float) -> SparseUNet:
+    """Multiply what the first layer reads of hue, and leave what it reads of brightness.
+
+    A random layer reads both with equal weights, but indoors hues differ several times less than brightness, and
+    convolution averages them away: features of hue start small and grow late. For each output and offset the weights
+    (r, g, b) become `mean + gain * (weights - mean)`. Models that do not read all three stay as they are.
+
+    Args:
+        model: a new one, whose weights are random.
+        gain: 1 changes nothing.
+
+    Returns:
+        The same model.
+    """
+    columns = cast(PretrainedCfg, model.pretrained_cfg).point_cfg.feature_columns
+    if all(name in columns for name in COLOR):
+        read = [columns.index(name) for name in COLOR]
+        weight = model.get_parameter(model.stem_weight_name)  # (out, k, k, k, in)
+        rgb = weight[..., read]
+        mean = rgb.mean(dim=-1, keepdim=True)
+        weight[..., read] = mean + gain * (rgb - mean)
+    return model
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ponder_zoo import create_model
-from ponder_zoo.models.sparse_unet import RELEASED_CONDITIONS, SparseUNet, checkpoint_filter_fn
+from ponder_zoo.models.sparse_unet import RELEASED_CONDITIONS, SparseUNet, checkpoint_filter_fn, raise_hue
+from ponder_zoo.sparse import SparseTensor
 from ponder_zoo.structures import PointBatch
 
 SPCONV = pytest.param("spconv", marks=pytest.mark.spconv)
@@ -333,6 +334,29 @@ def test_a_single_point_works_in_both_modes() -> None:
 def test_no_points_are_an_error() -> None:
     with pytest.raises(ValueError, match="at least one point"):
         make_model()(make_points((0, 0)))
+
+
+def test_raised_hue_leaves_brightness_and_the_other_columns() -> None:
+    plain, raised = (create_model("sparseunet_tiny", backend="torch", **SMALL) for _ in range(2))
+    raised.load_state_dict(plain.state_dict())
+    assert raise_hue(raised, 4.0) is raised
+    points = make_points()
+
+    def stem(model: SparseUNet, feat: Tensor) -> Tensor:
+        voxels, _ = SparseTensor.from_points(feat, points.grid_coord, points.batch, points.batch_size)
+        return model.stem.conv(voxels).feat.detach()
+
+    normals = points.feat * torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    grey = torch.cat([points.feat[:, :1].expand(-1, 3), points.feat[:, 3:]], dim=1)
+    hue = points.feat[:, :3] - points.feat[:, :3].mean(dim=1, keepdim=True)
+    hue = torch.cat([hue, torch.zeros_like(hue)], dim=1)
+    for same in (normals, grey):
+        torch.testing.assert_close(stem(raised, same), stem(plain, same), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(stem(raised, hue), 4.0 * stem(plain, hue), atol=1e-6, rtol=1e-5)
+
+    no_blue = create_model("sparseunet_tiny", feature_columns=("red", "green"), backend="torch", **SMALL)
+    before = no_blue.stem.conv.weight.clone()
+    assert torch.equal(raise_hue(no_blue, 4.0).stem.conv.weight, before)
 
 
 def test_wrong_number_of_columns_is_an_error_with_the_remedy() -> None:

@@ -148,6 +148,19 @@ def test_rooms_with_other_labels_than_a_run_knows_are_rendered_without_classes(r
         assert ("class_accuracy" in scores) == known and "psnr" in scores
 
 
+def test_colour_and_depth_may_have_the_first_steps_for_themselves(run_recipe, recipe, pretrain_settings, tmp_path):
+    labels = ["semantic.targets=labels", "semantic.table=one-hot", "loss.semantic=0.4", "ppt_loss_weight=2"]
+    settings = [*pretrain_settings, *labels, "data.scenes=2", "max_steps=5", "log_every=1"]
+    run_recipe("pretrain", *settings, "semantic_after=0.4", f"output={tmp_path}")
+    assert [row["semantic"] > 0 for row in rows(tmp_path)] == [row["ppt"] > 0 for row in rows(tmp_path)]
+    assert [row["ppt"] > 0 for row in rows(tmp_path)] == [False] * 3 + [True] * 2
+
+    pretrain = recipe("pretrain")
+    late, early = (pretrain.Config(max_steps=10, semantic_after=share) for share in (0.4, 0.0))
+    assert [pretrain.semantic_share(step, late) for step in range(10)] == [0, 0, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
+    assert all(pretrain.semantic_share(step, early) == 1 for step in range(10))
+
+
 def test_class_scores_of_points_alone_need_no_rendered_classes(run_recipe, pretrain_settings, tmp_path):
     labels = ["semantic.targets=labels", "semantic.table=one-hot", "loss.semantic=0", "data.scenes=2"]
     run_recipe("pretrain", *pretrain_settings, *labels, "max_steps=1", f"output={tmp_path}")
