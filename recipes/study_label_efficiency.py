@@ -261,12 +261,15 @@ def choices_of(cfg: Config, kind: str) -> list[str]:
 
 
 def choose(cfg: Config, workers: Workers, arms: Sequence[str], kinds: Sequence[str]) -> dict[tuple[str, str], str]:
-    """The choice for each arm and kind with the highest mIoU on validation rooms, first seed."""
+    """The choice for each arm and kind with the highest mIoU on validation rooms, first seed; or the only one."""
+    options = {kind: choices_of(cfg, kind) for kind in dict.fromkeys(CHOSEN_AS.get(kind, kind) for kind in kinds)}
+    best = {(arm, kind): names[0] for kind, names in options.items() for arm in arms}
     jobs = [
         finetuning(cfg, arm, tuning_labels(cfg, kind), cfg.seeds[0], choice)
-        for kind in dict.fromkeys(CHOSEN_AS.get(kind, kind) for kind in kinds)
+        for kind, names in options.items()
+        if len(names) > 1
         for arm in arms
-        for choice in choices_of(cfg, kind)
+        for choice in names
     ]
     scores: dict[tuple[str, str], dict[str, float]] = {}
     for result in workers.run(jobs, "choices"):
@@ -274,7 +277,7 @@ def choose(cfg: Config, workers: Workers, arms: Sequence[str], kinds: Sequence[s
         found[result["choice"]] = result["validation"]["mIoU"]
     for (arm, kind), found in scores.items():
         logger.info("%s, %s: %s", arm, kind, {choice: round(100 * score, 1) for choice, score in found.items()})
-    best = {place: max(found, key=found.__getitem__) for place, found in scores.items()}
+    best |= {place: max(found, key=found.__getitem__) for place, found in scores.items()}
     return {(arm, kind): best[arm, CHOSEN_AS.get(kind, kind)] for arm in arms for kind in kinds}
 
 
