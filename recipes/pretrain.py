@@ -63,7 +63,7 @@ class Config:
 
     encoder: str = "sparseunet_tiny"  # name for create_model
     encoder_args: dict[str, Any] = field(default_factory=dict)
-    hue_gain: float = 1.0  # of the first layer's initial weights for hue, beside those for brightness; SparseUNet only
+    hue_gain: float = 6.0  # of the first layer's initial weights for hue, beside those for brightness; SparseUNet only
     renderer: str = "neus"  # neus, volsdf, unisurf
     renderer_args: dict[str, Any] = field(
         default_factory=lambda: {
@@ -92,7 +92,7 @@ class Config:
     # Beside colour and depth. The default needs no labels; with none, the other weights of `semantic` do not matter
     semantic: SemanticConfig = field(default_factory=lambda: SemanticConfig(targets="clusters"))
     ppt_loss_weight: float = 3.0  # of telling points apart by class embeddings, where `semantic` has classes
-    semantic_after: float = 0.0  # share of the steps for colour and depth alone; `semantic` then rises over as many
+    semantic_after: float = 0.2  # share of the steps for colour and depth alone; `semantic` then rises over as many
 
     max_steps: int = 550  # of the optimizer, for the whole run
     stop_step: int | None = None  # save and stop there, at the end of a time slot; the schedule stays that of max_steps

@@ -31,6 +31,7 @@ def pretrain_settings(rooms) -> list[str]:
         *rooms,
         *("volume_shape=[16,16,8]", "volume_channels=8", "unet_channels=[8,8]", "rays_per_view=16", "input_views=2"),
         *("target_views=2", "eval_views=2", "eval_stride=4", "log_every=1", "preview_every=100", "lr=5e-4"),
+        "semantic_after=0",  # few steps, all of them with everything
         "renderer_args={num_samples: 12, num_importance: 4, hidden_dim: 16, geo_dim: 8}",
     ]
 
