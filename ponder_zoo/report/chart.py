@@ -1,4 +1,4 @@
-"""Line charts as SVG: a few panels with curves, error bars and a legend, without a drawing library."""
+"""Line charts as SVG: a few panels with curves, error bars and a legend below, without a drawing library."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..files import write_atomic
 
 WIDTH, HEIGHT, MARGIN = 430, 270, (62, 18, 46, 46)  # of a panel; left, right, top, bottom
 INK, GRID, GUIDE = "#263238", "#e0e0e0", "#9e9e9e"
+ROW, LETTER = 18, 7  # of the legend: height of a row, width to count on for a letter
 COLORS = ("#00796b", "#e65100", "#3949ab", "#8e24aa", "#6d4c41", "#607d8b")  # of curves, in their order
 
 
@@ -67,14 +68,15 @@ def write_chart(path: Path, panels: Sequence[Panel], *, label: str, columns: int
     panels = [panel for panel in panels if any(curve.points for curve in panel.curves)]
     columns = max(min(columns, len(panels)), 1)
     rows = -(-len(panels) // columns)
+    height = HEIGHT + ROW * max((len(_legend_rows(panel.curves)) for panel in panels), default=0)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{columns * WIDTH}" height="{rows * HEIGHT}" '
-        f'viewBox="0 0 {columns * WIDTH} {rows * HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{columns * WIDTH}" height="{rows * height}" '
+        f'viewBox="0 0 {columns * WIDTH} {rows * height}" '
         f'font-family="Helvetica, Arial, sans-serif" font-size="12" role="img" aria-label={quoteattr(label)}>',
-        f'<rect width="{columns * WIDTH}" height="{rows * HEIGHT}" fill="#ffffff"/>',
+        f'<rect width="{columns * WIDTH}" height="{rows * height}" fill="#ffffff"/>',
     ]
     for number, panel in enumerate(panels):
-        place = f"translate({number % columns * WIDTH} {number // columns * HEIGHT})"
+        place = f"translate({number % columns * WIDTH} {number // columns * height})"
         parts.append(f'<g transform="{place}">{_draw(panel, f"panel{number}")}</g>')
     return write_atomic(path, "\n".join([*parts, "</svg>", ""]))
 
@@ -105,11 +107,11 @@ def _draw(panel: Panel, name: str) -> str:
         f'height="{HEIGHT - top - bottom}"/></clipPath>'
     )
     for number, curve in enumerate(panel.curves):
-        color = GUIDE if curve.guide else COLORS[number % len(COLORS)]
-        style = f'stroke-dasharray="4 4" clip-path="url(#{name})"' if curve.guide else 'stroke-width="2"'
+        color, style = _stroke(curve, number)
+        clip = f' clip-path="url(#{name})"' if curve.guide else ""
         places = [(across(point.x), down(point.y)) for point in curve.points]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" {style}/>')
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" {style}{clip}/>')
         if not curve.guide:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{color}"/>' for x, y in places]
         for point in curve.points:
@@ -117,11 +119,32 @@ def _draw(panel: Panel, name: str) -> str:
                 x, y1, y2 = across(point.x), down(point.low), down(point.high)
                 parts.append(f'<path d="M{x:.1f} {y1:.1f}V{y2:.1f}" stroke="{color}"/>')
                 parts += [f'<path d="M{x - 4:.1f} {y:.1f}h8" stroke="{color}"/>' for y in (y1, y2)]
-        if len(panel.curves) > 1:
-            y = HEIGHT - bottom - 12 - 16 * (len(panel.curves) - 1 - number)
-            parts.append(f'<path d="M{WIDTH - right - 112} {y}h24" stroke="{color}" {style}/>')
-            parts.append(_text(WIDTH - right - 82, y + 4, curve.name, "start"))
+    for row, entries in enumerate(_legend_rows(panel.curves)):
+        y = HEIGHT + ROW * row + 4
+        for x, number in entries:
+            color, style = _stroke(panel.curves[number], number)
+            parts.append(f'<path d="M{x} {y}h24" stroke="{color}" {style}/>')
+            parts.append(_text(x + 30, y + 4, panel.curves[number].name, "start"))
     return "\n".join(parts)
+
+
+def _stroke(curve: Curve, number: int) -> tuple[str, str]:
+    """Colour of a curve, and how its line is drawn."""
+    return (GUIDE, 'stroke-dasharray="4 4"') if curve.guide else (COLORS[number % len(COLORS)], 'stroke-width="2"')
+
+
+def _legend_rows(curves: Sequence[Curve]) -> list[list[tuple[int, int]]]:
+    """Where each curve's entry begins below the panel, and its number, row by row; nothing for a single curve."""
+    rows: list[list[tuple[int, int]]] = []
+    x = WIDTH
+    for number, curve in enumerate(curves if len(curves) > 1 else ()):
+        width = 30 + LETTER * len(curve.name)
+        if x + width > WIDTH - MARGIN[1]:
+            rows.append([])
+            x = MARGIN[0]
+        rows[-1].append((x, number))
+        x += width + 14
+    return rows
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

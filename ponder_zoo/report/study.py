@@ -101,7 +101,7 @@ def write_study_chart(path: Path, scores: Sequence[Mapping[str, Any]]) -> Path:
                     continue
                 mean, half = interval([100 * value for value in found[arm].values()])
                 points.append(Point(amount, mean, *(() if half is None else (mean - half, mean + half))))
-            curves.append(Curve(arm, points))
+            curves.append(Curve(arm.replace("_", " "), points))
         labels = [(amount, amount_text(kind, amount)) for amount in sorted(amounts)]
         panels.append(Panel(f"mIoU on rooms of the test split: {kind}", KINDS[kind], "%", curves, labels=labels))
     return write_chart(path, panels, label="mIoU over the amount of labels, pre-trained and from scratch")

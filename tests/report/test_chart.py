@@ -50,3 +50,13 @@ def test_names_are_escaped_and_empty_panels_left_out(tmp_path) -> None:
     assert len(root.findall(f"{SVG}g")) == 1
     assert "a<b" in {text.text for text in root.iter(f"{SVG}text")}
     assert len(circles(root)) == 1  # a guide has no markers
+
+
+def test_the_legend_is_below_the_curves_and_inside_the_picture(tmp_path) -> None:
+    names = ["scratch", "clusters", "labels of other rooms", "one more"]
+    root = draw(tmp_path, Panel("t", "x axis", "y", [Curve(name, [Point(1, 1), Point(9, 2)]) for name in names]))
+    texts = {text.text: (float(text.get("x", "")), float(text.get("y", ""))) for text in root.iter(f"{SVG}text")}
+    lowest = max(y for _, y in circles(root))
+    assert all(lowest < texts["x axis"][1] < texts[name][1] < float(root.get("height", "")) for name in names)
+    assert all(texts[name][0] + 6 * len(name) < float(root.get("width", "")) for name in names)
+    assert len({texts[name] for name in names}) == 4
