@@ -40,7 +40,7 @@ from ponder_zoo.report.previews import preview_path
 from ponder_zoo.report.run_files import write_eval, write_run_info
 from ponder_zoo.report.system import system_info
 from ponder_zoo.train.checkpoint import list_checkpoints, save_checkpoint
-from ponder_zoo.train.config import config_to_dict, save_config
+from ponder_zoo.train.config import ConfigError, config_to_dict, save_config
 from ponder_zoo.train.distributed import mean_over_processes
 from ponder_zoo.train.guard import NonFiniteGuard
 from ponder_zoo.train.log import RunLog
@@ -124,6 +124,11 @@ class Config:
 
 def with_weights(cfg: Config) -> Config:
     """The settings with weights of what `semantic.targets` has; those of the rest are zero, whatever was given."""
+    if not 0.0 <= cfg.semantic_after <= 0.5:
+        raise ConfigError(
+            f"Expected semantic_after from 0 to 0.5, got {cfg.semantic_after:g}: the semantic terms rise over as many "
+            "steps again, and count in full after twice that share of the run."
+        )
     classes, features = cfg.semantic.targets in ("labels", "clusters"), cfg.semantic.targets == "features"
     scale = cfg.semantic.head_scale
     loss = replace(

@@ -22,7 +22,7 @@ from ponder_zoo.data.class_tables import CLASSES, UNIVERSAL
 from ponder_zoo.data.collate import PretrainCollate
 from ponder_zoo.data.semantics import CENTRES
 from ponder_zoo.data.shape_context import CHANNELS
-from ponder_zoo.train.config import load_config
+from ponder_zoo.train.config import ConfigError, load_config
 from ponder_zoo.train.distributed import mean_over_processes, num_processes, process_index
 from ponder_zoo.train.log import read_metrics
 from ponder_zoo.train.sampler import StepSampler
@@ -159,6 +159,9 @@ def test_colour_and_depth_may_have_the_first_steps_for_themselves(run_recipe, re
     late, early = (pretrain.Config(max_steps=10, semantic_after=share) for share in (0.4, 0.0))
     assert [pretrain.semantic_share(step, late) for step in range(10)] == [0, 0, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
     assert all(pretrain.semantic_share(step, early) == 1 for step in range(10))
+    with pytest.raises(ConfigError, match=r"semantic_after from 0 to 0\.5, got 0\.7"):
+        run_recipe("pretrain", *settings, "semantic_after=0.7", f"output={tmp_path / 'late'}")
+    assert not (tmp_path / "late").exists()
 
 
 def test_class_scores_of_points_alone_need_no_rendered_classes(run_recipe, pretrain_settings, tmp_path):
