@@ -387,8 +387,8 @@ class SparseUNet(nn.Module):
 def raise_hue(model: SparseUNet, gain: float) -> SparseUNet:
     """Multiply what the first layer reads of hue, and leave what it reads of brightness.
 
-    A random layer reads both with equal weights, but indoors hues differ several times less than brightness, and
-    convolution averages them away: features of hue start small and grow late. For each output and offset the weights
+    A random layer reads both with equal weights, but indoors hues differ four to six times less than brightness does
+    (standard deviations in 16 built-in rooms): features of hue start small. For each output and offset the weights
     (r, g, b) become `mean + gain * (weights - mean)`. Models that do not read all three stay as they are.
 
     Args:
