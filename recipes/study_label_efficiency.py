@@ -14,7 +14,8 @@ from `choices` on validation rooms, built-in ones also for real scans; scores ar
 colours and styles no other room has.
 
 The folder `output` gets results.json, results.md and results.svg, written anew after every fine-tuning, and a run
-folder for each training. What was stopped goes on where it was if started again with the same settings.
+folder for each training. What was stopped goes on where it was if started again with the same settings; `seeds=[0]`
+first and all seeds later has a table of all arms early.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ logger = logging.getLogger("ponder_zoo.recipes.study")
 SCRATCH = "scratch"
 CHOSEN_AS = {"real": "scenes"}  # of real scans there are too few to choose on some and score on others
 # Settings that may differ when a study goes on
-FREE_KEYS = ("output", "jobs", "data.workers", "data.cache", "reconstructions", "annotations", "linear", "real_root")
+FREE_KEYS = ("output", "jobs", "data.workers", "data.cache", "seeds", "reconstructions", "annotations", "linear")
+FREE_KEYS += ("real_root",)
 
 
 @dataclass(frozen=True)

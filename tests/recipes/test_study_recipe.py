@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ponder_zoo.train.config import ConfigError, load_config
+from ponder_zoo.train.config import ConfigError, check_same_run, load_config, save_config
 
 SMOKE = Path(__file__).resolve().parents[2] / "recipes/configs/study/smoke.yaml"
 
@@ -96,6 +96,14 @@ def test_results_so_far_can_be_looked_at(recipe, tmp_path) -> None:
     found = json.loads((tmp_path / "results.json").read_text())
     assert [(row["amount"], row["mIoU"]) for row in found["scores"]] == [(20, pytest.approx((3 / 4 + 4 / 5) / 2))]
     assert "| 20 | 77.5 |" in (tmp_path / "results.md").read_text() and (tmp_path / "results.svg").is_file()
+
+
+def test_seeds_may_be_added_to_a_study_but_not_other_arms(recipe, tmp_path) -> None:
+    study = recipe("study_label_efficiency")
+    save_config(settings(recipe, "seeds=[0]"), tmp_path / "config.yaml")
+    check_same_run(settings(recipe, "seeds=[0, 1]"), tmp_path / "config.yaml", free=study.FREE_KEYS)
+    with pytest.raises(ConfigError, match="arms"):
+        check_same_run(settings(recipe, "arms.more={}"), tmp_path / "config.yaml", free=study.FREE_KEYS)
 
 
 @pytest.mark.parametrize(
