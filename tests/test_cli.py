@@ -145,7 +145,7 @@ def run(export: Path, tmp_path: Path) -> Path:
     data = {"name": "synthetic,synthetic:S3DIS", "scenes": 3, "views": 2, "image_size": [6, 8], "sensor": "tof"}
     data["val_scenes"] = 4
     settings = {"data": data, "seed": 7, "max_steps": 9, "volume_shape": [12, 12, 8], "margin": 0.3, "dropout": 0.1}
-    settings["eval_views"] = 8
+    settings |= {"eval_views": 8, "semantic": {"targets": "labels"}}
     (folder / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
     about = {"task": "pretrain", "command": "recipes/pretrain.py seed=7", "system": {"commit": "abc"}}
     write_run_info(folder, status="finished", **about)
@@ -164,6 +164,7 @@ def test_ship_writes_weights_with_their_history(run: Path, tmp_path: Path, capsy
     assert f"generator version {GENERATOR_VERSION}: 3 rooms of seed 0 (tof sensor), 3 rooms of seed" in card
     assert "as S3DIS), 2 views of 6 x 8" in card
     assert "8 views of 4 rooms that training never saw" in card
+    assert "colour, depth and the labels of the generator." in card and "without labels" not in card
     assert "| mIoU | 0.5 (0.4 to 0.6) |" in card and "| psnr | 12.5 |" in card
     assert main(["verify", str(folder)]) == 0
     small = ["--size", "12", "16", "--views", "1", "--frames", "2"]

@@ -9,6 +9,14 @@ from typing import Any
 from ._common import Subparsers, access, add_access, add_command, model_name, pick_device, say, say_json
 
 
+TARGETS = {  # of built-in rooms, by `semantic.targets`
+    "none": "built-in rooms, without labels: colour and depth",
+    "clusters": "built-in rooms, without labels: colour, depth and clusters of shape contexts",
+    "features": "built-in rooms: colour, depth and the features of a 2D model",
+    "labels": "built-in rooms: colour, depth and the labels of the generator",
+}
+
+
 def add_commands(commands: Subparsers) -> None:
     parser = add_command(
         commands,
@@ -69,7 +77,7 @@ def add_commands(commands: Subparsers) -> None:
     parser.add_argument(
         "--metrics", help="JSON file of further metrics: name -> value, or [value, low, high] with its interval"
     )
-    parser.add_argument("--description", default="Pre-trained by rendering built-in rooms, without labels.")
+    parser.add_argument("--description", help="of the card (default: what was rendered, and whether it had labels)")
     parser.add_argument("--clone", help="root of the clone to write into (default: where this package lies)")
 
 
@@ -132,7 +140,7 @@ def ship(options: Any) -> int:
         "license": "mit",
         "training_data": _rooms(settings),
         "training_data_license": "mit",  # of the generator, a part of this package: no data of others
-        "description": options.description,
+        "description": options.description or f"Pre-trained by rendering {TARGETS[settings['semantic']['targets']]}.",
         "metrics": metrics,
         "training": _training(info, settings),
         "scene_args": {key: settings[key] for key in ("volume_shape", "margin", "dropout")},
