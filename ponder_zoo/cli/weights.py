@@ -8,7 +8,6 @@ from typing import Any
 
 from ._common import Subparsers, access, add_access, add_command, model_name, pick_device, say, say_json
 
-
 TARGETS = {  # of built-in rooms, by `semantic.targets`
     "none": "built-in rooms, without labels: colour and depth",
     "clusters": "built-in rooms, without labels: colour, depth and clusters of shape contexts",
