@@ -54,8 +54,10 @@ logger = logging.getLogger("ponder_zoo.recipes.study")
 SCRATCH = "scratch"
 CHOSEN_AS = {"real": "scenes"}  # of real scans there are too few to choose on some and score on others
 # Settings that may differ when a study goes on
-FREE_KEYS = ("output", "jobs", "data.workers", "data.cache", "seeds", "reconstructions", "annotations", "linear")
-FREE_KEYS += ("real_root",)
+FREE_KEYS = (
+    *("output", "jobs", "data.workers", "data.cache", "seeds"),
+    *("reconstructions", "annotations", "linear", "real_root"),
+)
 
 
 @dataclass(frozen=True)
