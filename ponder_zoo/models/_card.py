@@ -44,7 +44,7 @@ def model_card(
 def _front_matter(config: Mapping[str, Any], metadata: Mapping[str, Any], repo_id: str | None) -> list[str]:
     """YAML in which every value is written as JSON, a subset of YAML: no text can add a key."""
     cfg = config["pretrained_cfg"]
-    rendering = ["neural-rendering", "self-supervised-learning"] if "renderer" in config else []
+    rendering = ["neural-rendering"] if "renderer" in config else []
     segmentation = ["semantic-segmentation"] if config["num_classes"] else ["feature-extraction"]
     values: dict[str, Any] = {"library_name": "ponder_zoo"}
     if cfg.get("license"):
