@@ -13,9 +13,9 @@ scene (`annotations`), or frozen below a linear head (`linear`). How, is chosen 
 from `choices` on validation rooms, built-in ones also for real scans; scores are those of test rooms, whose sizes,
 colours and styles no other room has.
 
-The folder `output` gets results.json, results.md and results.svg, written anew after every fine-tuning, and a run
-folder for each training. What was stopped goes on where it was if started again with the same settings; `seeds=[0]`
-first and all seeds later has a table of all arms early.
+The folder `output` gets results.json, results.md and, for several amounts of labels, results.svg, written anew after
+every fine-tuning, and a run folder for each training. What was stopped goes on where it was if started again with the
+same settings; `seeds=[0]` first and all seeds later has a table of all arms early.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from ponder_zoo.data.synthetic.baseline import feature_baselines, point_features
 from ponder_zoo.files import write_atomic
 from ponder_zoo.metrics.segmentation import add_confusions
 from ponder_zoo.report.run_files import write_json
-from ponder_zoo.report.study import study_table, write_study_chart
+from ponder_zoo.report.study import arms_table, study_table, write_study_chart
 from ponder_zoo.report.system import system_info
 from ponder_zoo.train.config import ConfigError, check_same_run, config_to_dict, load_config, save_config
 from ponder_zoo.train.log import setup_logging
@@ -56,7 +56,7 @@ CHOSEN_AS = {"real": "scenes"}  # of real scans there are too few to choose on s
 # Settings that may differ when a study goes on
 FREE_KEYS = (
     *("output", "jobs", "data.workers", "data.cache", "seeds"),
-    *("reconstructions", "annotations", "linear", "real_root"),
+    *("reconstructions", "annotations", "linear", "real_root", "reference"),
 )
 
 
@@ -72,6 +72,7 @@ class Config:
     test_scenes: int = 32  # rooms of the test split
     # Settings of pretrain.py by name, or {init: WEIGHTS}; scratch is always there
     arms: dict[str, Any] = field(default_factory=dict)
+    reference: str = SCRATCH  # arm that the others are compared with
     pretrain: dict[str, Any] = field(default_factory=dict)  # settings of pretrain.py for all arms
     finetune: dict[str, Any] = field(default_factory=lambda: {"max_steps": 200, "batch_size": 2})  # of finetune.py
     reconstructions: tuple[float, ...] = (0.01, 0.05, 0.1, 0.2, 1.0)  # shares of the scenes that are labelled
@@ -322,6 +323,8 @@ def check_settings(cfg: Config, jobs: Sequence[Job]) -> None:
             f"Expected arms with other names than {SCRATCH!r}, and at least one seed, choice without a mode, "
             "job and thread."
         )
+    if cfg.reference not in (SCRATCH, *named(cfg.arms)):
+        raise ConfigError(f"Expected reference to be {SCRATCH} or one of the arms, got {cfg.reference!r}.")
     for arm in named(cfg.arms):
         if "init" in cfg.arms[arm] and len(cfg.arms[arm]) > 1:
             raise ConfigError(f"Expected arms.{arm} to have init or settings of pretrain.py, got {cfg.arms[arm]}.")
@@ -357,8 +360,13 @@ def write_results(cfg: Config, jobs: Sequence[Job], content: Mapping[str, Any]) 
     """Table, chart and raw results of the fine-tunings that are done."""
     results = [job.read() for job in jobs if job.done]
     scores, output = collect_scores(cfg, results), Path(cfg.output)
-    write_atomic(output / "results.md", study_table(scores, content["baselines"], reference=SCRATCH) + "\n")
-    write_study_chart(output / "results.svg", scores)
+    about = {"baselines": content["baselines"], "reference": cfg.reference}
+    if len({(each.kind, each.amount) for each in all_labels(cfg)}) == 1:
+        table = arms_table(scores, pretraining=content["pretraining"], **about)
+    else:
+        table = study_table(scores, **about)
+        write_study_chart(output / "results.svg", scores)
+    write_atomic(output / "results.md", table + "\n")
     write_json(output / "results.json", {"scores": scores, **content, "finetuning": results})
 
 

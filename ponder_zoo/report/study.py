@@ -14,6 +14,8 @@ KINDS = {
     "linear": "Linear head on the frozen encoder, share of the scenes",
     "real": "Labelled scans, rooms left out in turn",
 }
+# Of pre-training, with the digits that are shown
+RENDERED = {("psnr_gain", 1): "PSNR above constant images, dB", ("depth_ratio", 3): "depth ratio"}
 
 
 class Score(NamedTuple):
@@ -60,30 +62,71 @@ def study_table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, flo
     arms = list(dict.fromkeys(row["arm"] for row in scores))
     others = [arm for arm in arms if arm != reference]
     heads = ["labels", *arms, *(f"{arm} - {reference}" for arm in others)]
-    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    rows = []
     for kind, amounts in collect(scores).items():
-        lines.append(f"| **{KINDS[kind]}** |" + " |" * (len(heads) - 1))
+        rows.append([f"**{KINDS[kind]}**"])
         for amount, found in sorted(amounts.items()):
-            known = {arm: found.get(arm, {}) for arm in (*arms, reference)}
-            cells = [_text([100 * value for value in known[arm].values()]) for arm in arms]
-            base = known[reference]
-            gains = [[100 * (known[arm][seed] - base[seed]) for seed in base if seed in known[arm]] for arm in others]
-            cells += [_text(gain, sign="+") for gain in gains]
-            lines.append("| " + " | ".join([amount_text(kind, amount), *cells]) + " |")
-    for name, value in baselines.items():
-        lines.append(f"| nearest neighbours by {name} | {100 * value:.1f} |" + " |" * (len(heads) - 2))
-    return "\n".join(lines)
+            gains = [_gain(found, arm, reference) for arm in others]
+            rows.append([amount_text(kind, amount), *(_percent(found, arm) for arm in arms), *gains])
+    return _markdown(heads, [*rows, *_baseline_rows(baselines)])
+
+
+def arms_table(
+    scores: Sequence[Mapping[str, Any]],
+    baselines: Mapping[str, float],
+    *,
+    reference: str,
+    pretraining: Sequence[Mapping[str, Any]],
+) -> str:
+    """Markdown for many arms and one amount of labels: a row for each arm, with the quality of what it renders.
+
+    Args:
+        scores: as in `study_table`.
+        baselines: the same.
+        reference: the same.
+        pretraining: rows with `arm` and `validation`, what pretrain.py measured on views that it did not see.
+    """
+    ((kind, amounts),) = collect(scores).items()
+    ((amount, found),) = amounts.items()
+    heads = [f"{KINDS[kind]}: {amount_text(kind, amount)}", "mIoU", f"- {reference}", *RENDERED.values()]
+    rows = []
+    for arm in found:
+        seen = [row["validation"] for row in pretraining if row["arm"] == arm]
+        rendered = [_text([metrics[name] for metrics in seen], digits=digits) for name, digits in RENDERED]
+        rows.append([arm, _percent(found, arm), "" if arm == reference else _gain(found, arm, reference), *rendered])
+    return _markdown(heads, [*rows, *_baseline_rows(baselines)])
+
+
+def _baseline_rows(baselines: Mapping[str, float]) -> list[list[str]]:
+    return [[f"nearest neighbours by {name}", f"{100 * value:.1f}"] for name, value in baselines.items()]
+
+
+def _percent(scores: Mapping[str, Mapping[int, float]], arm: str) -> str:
+    return _text([100 * value for value in scores.get(arm, {}).values()])
+
+
+def _gain(scores: Mapping[str, Mapping[int, float]], arm: str, reference: str) -> str:
+    """Over the seeds that both have."""
+    values, base = scores.get(arm, {}), scores.get(reference, {})
+    return _text([100 * (values[seed] - base[seed]) for seed in base if seed in values], sign="+")
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows that are too short are filled with empty cells."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines += [[*row, *[""] * (len(heads) - len(row))] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def amount_text(kind: str, amount: float) -> str:
     return f"{amount:g}" if kind == "points" else f"{100 * amount:g} %"
 
 
-def _text(values: Sequence[float], sign: str = "") -> str:
+def _text(values: Sequence[float], sign: str = "", digits: int = 1) -> str:
     if not values:
         return ""
     score = interval(values)
-    return f"{score.mean:{sign}.1f}" + ("" if score.half is None else f" ± {score.half:.1f}")
+    return f"{score.mean:{sign}.{digits}f}" + ("" if score.half is None else f" ± {score.half:.{digits}f}")
 
 
 def write_study_chart(path: Path, scores: Sequence[Mapping[str, Any]]) -> Path:

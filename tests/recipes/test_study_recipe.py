@@ -98,6 +98,16 @@ def test_results_so_far_can_be_looked_at(recipe, tmp_path) -> None:
     assert "| 20 | 77.5 |" in (tmp_path / "results.md").read_text() and (tmp_path / "results.svg").is_file()
 
 
+def test_of_one_amount_of_labels_the_arms_are_rows(recipe, tmp_path) -> None:
+    study = recipe("study_label_efficiency")
+    cfg = settings(recipe, f"output={tmp_path}", "reconstructions=[]", "annotations=[]", "linear=[1.0]")
+    job = study.finetuning(cfg, study.SCRATCH, study.Labels("linear", 1.0), 0, "lr3e-3")
+    job.folder.mkdir(parents=True)
+    job.result.write_text(json.dumps({"confusion": {"classes": ["a", "b"], "matrix": [[3, 1], [0, 4]]}}))
+    study.write_results(cfg, [job], {"baselines": {}, "pretraining": []})
+    assert "| scratch | 77.5 |" in (tmp_path / "results.md").read_text()
+
+
 def test_seeds_may_be_added_to_a_study_but_not_other_arms(recipe, tmp_path) -> None:
     study = recipe("study_label_efficiency")
     save_config(settings(recipe, "seeds=[0]"), tmp_path / "config.yaml")
@@ -115,6 +125,7 @@ def test_seeds_may_be_added_to_a_study_but_not_other_arms(recipe, tmp_path) -> N
         ("arms={scratch: {}}", "other names"),
         ("arms={rendering: {init: runs/mine, max_steps: 3}}", "init or settings"),
         ("arms={rendering: null, clusters: null}", "got none.*full.yaml"),
+        ("reference=rendring", "reference.*'rendring'"),
         ("data.name=rgbd", "data.name=synthetic"),
     ],
 )

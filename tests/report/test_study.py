@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from ponder_zoo.report.study import interval, study_table, write_study_chart
+from ponder_zoo.report.study import arms_table, interval, study_table, write_study_chart
 
 
 def rows(kind: str, amount: float, **arms: list[float]) -> list[dict]:
@@ -40,6 +40,20 @@ def test_a_study_that_goes_on_has_gaps(tmp_path) -> None:
     assert table[3] == "| 20 | 20.0 ± 127.1 | 20.0 | +10.0 |"  # the gain is that of the first seed
     assert table[4] == "| 50 | 20.0 |  |  |"
     assert write_study_chart(tmp_path / "study.svg", scores).is_file()
+
+
+def test_many_arms_are_rows_with_what_they_render() -> None:
+    scores = rows("linear", 1.0, scratch=[0.1, 0.1], clusters=[0.2, 0.4], volsdf=[0.3])
+    rendered = [("clusters", 1.0, 0.1), ("clusters", 2.0, 0.1), ("volsdf", 3.0, 0.25)]
+    pretraining = [
+        {"arm": arm, "validation": {"psnr_gain": psnr, "depth_ratio": depth}} for arm, psnr, depth in rendered
+    ]
+    table = arms_table(scores, {"height": 0.05}, reference="clusters", pretraining=pretraining).splitlines()
+    assert table[0].startswith("| Linear head on the frozen encoder, share of the scenes: 100 % | mIoU | - clusters |")
+    assert table[2] == "| scratch | 10.0 ± 0.0 | -20.0 ± 127.1 |  |  |"
+    assert table[3] == "| clusters | 30.0 ± 127.1 |  | 1.5 ± 6.4 | 0.100 ± 0.000 |"
+    assert table[4] == "| volsdf | 30.0 | +10.0 | 3.0 | 0.250 |"
+    assert table[5] == "| nearest neighbours by height | 5.0 |  |  |  |"
 
 
 def test_chart_has_a_curve_per_arm_and_panels_for_several_amounts(tmp_path) -> None:
