@@ -15,7 +15,7 @@ colours and styles no other room has.
 
 The folder `output` gets results.json, results.md and, for several amounts of labels, results.svg, written anew after
 every fine-tuning, and a run folder for each training. What was stopped goes on where it was if started again with the
-same settings; `seeds=[0]` first and all seeds later has a table of all arms early.
+same settings; seeds and arms may be added: `seeds=[0]` first and all seeds later has a table of all arms early.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from ponder_zoo.metrics.segmentation import add_confusions
 from ponder_zoo.report.run_files import write_json
 from ponder_zoo.report.study import arms_table, study_table, write_study_chart
 from ponder_zoo.report.system import system_info
-from ponder_zoo.train.config import ConfigError, check_same_run, config_to_dict, load_config, save_config
+from ponder_zoo.train.config import ConfigError, check_same_run, config_to_dict, load_config, save_config, saved_values
 from ponder_zoo.train.log import setup_logging
 from ponder_zoo.train.run import command_line
 
@@ -332,6 +332,13 @@ def check_settings(cfg: Config, jobs: Sequence[Job]) -> None:
         load_config(importlib.import_module(job.recipe).Config, values=job.values)
 
 
+def check_goes_on(cfg: Config, file: Path) -> None:
+    """A study goes on with the settings that it was started with; arms may come to those that were there."""
+    known = saved_values(file).get("arms", {})
+    before = {arm: values for arm, values in cfg.arms.items() if arm in known}
+    check_same_run(replace(cfg, arms=before), file, free=FREE_KEYS)
+
+
 def main(cfg: Config) -> None:
     setup_logging(main=True)
     names, labels = [SCRATCH, *named(cfg.arms)], all_labels(cfg)
@@ -341,7 +348,7 @@ def main(cfg: Config) -> None:
     output = Path(cfg.output)
     output.mkdir(parents=True, exist_ok=True)
     if (output / "config.yaml").is_file():
-        check_same_run(cfg, output / "config.yaml", free=FREE_KEYS)
+        check_goes_on(cfg, output / "config.yaml")
     save_config(cfg, output / "config.yaml")
     known = baselines(cfg)
     with start_workers(cfg) as workers:

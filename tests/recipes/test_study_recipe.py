@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ponder_zoo.train.config import ConfigError, check_same_run, load_config, save_config
+from ponder_zoo.train.config import ConfigError, load_config, save_config
 
 SMOKE = Path(__file__).resolve().parents[2] / "recipes/configs/study/smoke.yaml"
 
@@ -108,12 +108,15 @@ def test_of_one_amount_of_labels_the_arms_are_rows(recipe, tmp_path) -> None:
     assert "| scratch | 77.5 |" in (tmp_path / "results.md").read_text()
 
 
-def test_seeds_may_be_added_to_a_study_but_not_other_arms(recipe, tmp_path) -> None:
-    study = recipe("study_label_efficiency")
-    save_config(settings(recipe, "seeds=[0]"), tmp_path / "config.yaml")
-    check_same_run(settings(recipe, "seeds=[0, 1]"), tmp_path / "config.yaml", free=study.FREE_KEYS)
-    with pytest.raises(ConfigError, match="arms"):
-        check_same_run(settings(recipe, "arms.more={}"), tmp_path / "config.yaml", free=study.FREE_KEYS)
+def test_seeds_and_arms_may_be_added_to_a_study_but_not_changed(recipe, tmp_path) -> None:
+    study, file = recipe("study_label_efficiency"), tmp_path / "config.yaml"
+    save_config(settings(recipe, "seeds=[0]", "arms.more={dropout: 0.5}"), file)
+    study.check_goes_on(settings(recipe, "seeds=[0, 1]", "arms={more: {dropout: 0.5}, most: {dropout: 0.8}}"), file)
+    for argument in ("arms.more={dropout: 0.8}", "arms={more: {dropout: 0.5}, clusters: null}", "grid_size=0.3"):
+        with pytest.raises(ConfigError, match="other settings"):
+            study.check_goes_on(settings(recipe, "arms.more={dropout: 0.5}", argument), file)
+    with pytest.raises(ConfigError, match=r"arms\.more"):
+        study.check_goes_on(settings(recipe), file)  # what was there is not left out
 
 
 @pytest.mark.parametrize(
