@@ -26,12 +26,13 @@ import logging
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, cast
 
@@ -237,6 +238,15 @@ def start_worker(log: str, threads: int) -> None:
     os.dup2(descriptor, 2)
     torch.set_num_threads(threads)
     sys.path.insert(0, str(Path(__file__).parent))
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """A worker ends when the study is killed: it would train on beside the study that goes on, in the same folders."""
+    parent = parent_process()
+    assert parent is not None, "runs in a worker"
+    parent.join()
+    os._exit(1)
 
 
 def run_job(job: Job) -> None:

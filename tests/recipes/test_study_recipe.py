@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from ponder_zoo.train.config import ConfigError, load_config, save_config
@@ -117,6 +121,36 @@ def test_seeds_and_arms_may_be_added_to_a_study_but_not_changed(recipe, tmp_path
             study.check_goes_on(settings(recipe, "arms.more={dropout: 0.5}", argument), file)
     with pytest.raises(ConfigError, match=r"arms\.more"):
         study.check_goes_on(settings(recipe), file)  # what was there is not left out
+
+
+def test_workers_end_with_a_study_that_is_killed(recipe, tmp_path) -> None:
+    code = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+import study_label_efficiency as study
+if __name__ == "__main__":
+    with study.start_workers(study.Config(output=sys.argv[2], jobs=1)) as workers:
+        print(workers.pool.submit(os.getpid).result(), flush=True)
+        workers.pool.submit(time.sleep, 60).result()
+"""
+    (tmp_path / "killed.py").write_text(code)
+    recipes = Path(recipe("study_label_efficiency").__file__).parent
+    command = [sys.executable, str(tmp_path / "killed.py"), str(recipes), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as study:
+        assert study.stdout is not None
+        worker = int(study.stdout.readline())
+        study.kill()
+    deadline = time.monotonic() + 30
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_running(worker)
+
+
+def is_running(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize(
