@@ -47,6 +47,7 @@ from ponder_zoo.ops.point_meshing import (
     trim_mesh,
 )
 from ponder_zoo.render.mesh import extract_mesh
+from ponder_zoo.report.markdown import markdown_table
 from ponder_zoo.report.mesh import write_mesh
 from ponder_zoo.report.pointcloud_io import write_ply
 from ponder_zoo.report.run_files import write_json
@@ -339,15 +340,15 @@ def mean_and_spread(values: Sequence[float]) -> dict[str, float]:
 def table(summary: Mapping[str, Any], missing: Mapping[str, str]) -> str:
     """The summary as Markdown: distances in cm."""
     head = [f"{key} (cm)" if key in CENTIMETRES else key for key in COLUMNS]
-    lines = [["method", *head], ["---", *(["---:"] * len(head))]]
+    rows = []
     for name, scores in summary.items():
         cells = []
         for key in COLUMNS:
             factor, digits = (100.0, 1) if key in CENTIMETRES else (1.0, 3)
             cells.append(f"{factor * scores[key]['mean']:.{digits}f} ± {factor * scores[key]['std']:.{digits}f}")
-        lines.append([name, *cells])
-    lines += [[name, *([why] * len(head))] for name, why in missing.items()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append([name, *cells])
+    rows += [[name, *([why] * len(head))] for name, why in missing.items()]
+    return markdown_table(["method", *head], rows)
 
 
 # Picture

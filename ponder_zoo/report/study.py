@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .chart import Curve, Panel, Point, write_chart
+from .markdown import markdown_table
 
 KINDS = {
     "scenes": "Share of the scenes that is labelled",
@@ -68,7 +69,7 @@ def study_table(scores: Sequence[Mapping[str, Any]], baselines: Mapping[str, flo
         for amount, found in sorted(amounts.items()):
             gains = [_gain(found, arm, reference) for arm in others]
             rows.append([amount_text(kind, amount), *(_percent(found, arm) for arm in arms), *gains])
-    return _markdown(heads, [*rows, *_baseline_rows(baselines)])
+    return markdown_table(heads, [*rows, *_baseline_rows(baselines)])
 
 
 def arms_table(
@@ -94,7 +95,7 @@ def arms_table(
         seen = [row["validation"] for row in pretraining if row["arm"] == arm]
         rendered = [_text([metrics[name] for metrics in seen], digits=digits) for name, digits in RENDERED]
         rows.append([arm, _percent(found, arm), "" if arm == reference else _gain(found, arm, reference), *rendered])
-    return _markdown(heads, [*rows, *_baseline_rows(baselines)])
+    return markdown_table(heads, [*rows, *_baseline_rows(baselines)])
 
 
 def _baseline_rows(baselines: Mapping[str, float]) -> list[list[str]]:
@@ -109,13 +110,6 @@ def _gain(scores: Mapping[str, Mapping[int, float]], arm: str, reference: str) -
     """Over the seeds that both have."""
     values, base = scores.get(arm, {}), scores.get(reference, {})
     return _text([100 * (values[seed] - base[seed]) for seed in base if seed in values], sign="+")
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows that are too short are filled with empty cells."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    lines += [[*row, *[""] * (len(heads) - len(row))] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def amount_text(kind: str, amount: float) -> str:
