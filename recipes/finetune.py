@@ -226,7 +226,11 @@ LOSSES = {"segment": segment_losses, "instances": instance_losses}
 
 
 def main(cfg: Config) -> None:
-    accelerator = start_run(cfg)
+    with start_run(cfg) as accelerator:
+        train(cfg, accelerator)
+
+
+def train(cfg: Config, accelerator: Any) -> None:
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
     sources = open_labelled(cfg.data, "train")
     segmentor = build_model(cfg, sources).to(device)
@@ -283,7 +287,6 @@ def main(cfg: Config) -> None:
             pz.save_for_hf(trained, run / "export", metadata=metadata)
             write_run_info(run, **about, status="finished", wall_time=time.monotonic() - began, system=system_info())
             logger.info("Open %s", write_report(run))
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -207,7 +207,11 @@ def compute_losses(
 
 def main(cfg: Config) -> None:
     cfg = with_weights(cfg)
-    accelerator = start_run(cfg)
+    with start_run(cfg) as accelerator:
+        train(cfg, accelerator)
+
+
+def train(cfg: Config, accelerator: Any) -> None:
     first, device, run, began = accelerator.is_main_process, accelerator.device, Path(cfg.output), time.monotonic()
     sources = open_views(cfg.data, "train")
     with accelerator.main_process_first():
@@ -294,7 +298,6 @@ def main(cfg: Config) -> None:
         write_run_info(run, **about, status="finished", wall_time=time.monotonic() - began, system=system_info())
         logger.info("%s", json.dumps(scores, indent=1))
         logger.info("Open %s", write_report(run))
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

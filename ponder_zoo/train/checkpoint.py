@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,8 @@ from .distributed import num_processes, process_index, wait_for_all
 
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
+LOCK = ".lock"  # while a process trains there
+PATIENCE = 15.0  # seconds: loader workers of a run that was killed may hold its lock until they notice, after 5
 
 
 class CheckpointError(RuntimeError):
@@ -33,22 +36,46 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any, /) -> Any: ...
 
 
-def open_run_folder(run: Path) -> None:
-    """Create a run folder if need be, check that it can be written, and tidy what a killed run left half done.
+@contextmanager
+def open_run_folder(run: Path, *, patience: float = PATIENCE) -> Iterator[None]:
+    """Have a run folder to oneself: two runs in one would replace each other's checkpoints and mix their curves.
+
+    It is created if need be, and what a killed run left half done is tidied. The lock is the system's and ends with
+    the process, however that ends.
+
+    Args:
+        run: the run folder.
+        patience: seconds to wait for another process to leave it.
 
     Raises:
-        CheckpointError: if the folder cannot be created or written.
+        CheckpointError: if the folder cannot be created or written, or another process trains there.
     """
-    probe = run / ".writable"
+    from filelock import FileLock, Timeout
+
+    probe, lock = run / ".writable", FileLock(run / LOCK)
     try:
         (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
+        lock.acquire(timeout=patience)
+    except Timeout as error:
+        raise CheckpointError(
+            f"Expected a run folder that no other process trains in; {run} is in use. Wait for that run or stop it, "
+            "or choose another with `output=PATH`."
+        ) from error
     except OSError as error:
         raise CheckpointError(
             f"Expected a run folder that can be written, got {run}: {error.strerror or error}. "
             "Choose another with `output=PATH`, or free space there."
         ) from error
+    try:
+        _tidy(run)
+        yield
+    finally:
+        lock.release()
+
+
+def _tidy(run: Path) -> None:
     for leftover in (run / "checkpoints").glob(".*-step_*"):
         original = leftover.with_name(leftover.name.partition("-")[2])
         if leftover.name.startswith(".replaced-") and not original.exists():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +62,9 @@ def command_line(
         raise SystemExit("stopped; the same command goes on from the last checkpoint") from None
 
 
-def start_run(cfg: Any) -> Any:
-    """Accelerator, seeds, messages and the run folder.
+@contextmanager
+def start_run(cfg: Any) -> Iterator[Any]:
+    """Accelerator, seeds, messages and the run folder, which is this run's alone until the block ends.
 
     Args:
         cfg: reads `mixed_precision`, `accumulate`, `log_with`, `output`, `seed`.
@@ -80,10 +82,10 @@ def start_run(cfg: Any) -> Any:
     )
     setup_logging(main=accelerator.is_main_process)
     set_seed(cfg.seed)
-    if accelerator.is_main_process:
-        open_run_folder(Path(cfg.output))
-    accelerator.wait_for_everyone()
-    return accelerator
+    with open_run_folder(Path(cfg.output)) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        yield accelerator
+        accelerator.end_training()
 
 
 def make_training(model: nn.Module, cfg: Any) -> Training:

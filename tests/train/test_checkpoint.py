@@ -52,7 +52,6 @@ def load(path):
 
 
 def test_the_newest_k_are_kept_and_the_newest_is_found(tmp_path):
-    open_run_folder(tmp_path)
     assert find_checkpoint(tmp_path, "auto") is None and find_checkpoint(tmp_path, "none") is None
     for step in (1, 2, 9, 10, 100):
         save(tmp_path, step)
@@ -68,7 +67,6 @@ def test_the_newest_k_are_kept_and_the_newest_is_found(tmp_path):
 
 
 def test_a_step_saved_again_replaces_the_first(tmp_path):
-    open_run_folder(tmp_path)
     save_checkpoint(tmp_path, 3, {"model": Value(1), "other": Value(1)})
     assert load(save(tmp_path, 3)) == 3
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
@@ -129,8 +127,47 @@ def test_broken_weights_are_not_saved(tmp_path):
 
 def test_a_run_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"run folder that can be written.*output=PATH"):
-        open_run_folder(tmp_path / "file" / "run")
+    with (
+        pytest.raises(CheckpointError, match=r"run folder that can be written.*output=PATH"),
+        open_run_folder(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from ponder_zoo.train.checkpoint import open_run_folder
+with open_run_folder(Path(sys.argv[1])):
+    print("opened", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_folder_has_one_run_at_a_time_and_a_killed_one_leaves_it_free(tmp_path):
+    unfinished = tmp_path / "checkpoints" / ".writing-step_00000005"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    ) as holder:
+        try:
+            assert holder.stdout.readline() == b"opened\n"
+            unfinished.mkdir()
+            with (
+                pytest.raises(CheckpointError, match="no other process trains in"),
+                open_run_folder(tmp_path, patience=0.1),
+            ):
+                pass
+            assert unfinished.is_dir(), "the other run is writing it"
+        finally:
+            holder.kill()
+    with open_run_folder(tmp_path, patience=0.1):
+        assert not unfinished.exists()
+    with pytest.raises(RuntimeError, match="own"), open_run_folder(tmp_path):
+        raise RuntimeError("own")
+    with open_run_folder(tmp_path, patience=0.1):
+        save(tmp_path, 1)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, the device that is always full")
@@ -163,7 +200,7 @@ class Value:
 def save(run, step): save_checkpoint(run, step, {"model": Value(step), "other": Value(-step)}, keep=2)
 
 def newest(run):
-    open_run_folder(run)
+    with open_run_folder(run): pass
     objects = {"model": Value(0), "other": Value(0)}
     step = load_checkpoint(find_checkpoint(run, "auto"), objects)
     assert (objects["model"].tensor == step).all() and (objects["other"].tensor == -step).all()
@@ -191,7 +228,6 @@ def fork(task):
     return child
 
 run = Path(sys.argv[1])
-open_run_folder(run)
 for step in (1, 2): save(run, step)
 survived = 0
 for count in range(200):  # every point of saving step 3, once new, once over an existing step 3
@@ -245,7 +281,7 @@ from ponder_zoo.train.optim import make_ema, make_optimizer, make_schedule
 from ponder_zoo.train.sampler import StepSampler
 
 def train(run, kill_at=None, steps=12):
-    open_run_folder(run)
+    with open_run_folder(run): pass
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 1))
     optimizer = make_optimizer(model, "adamw", lr=1e-2, weight_decay=0.1)
