@@ -126,6 +126,14 @@ class Job:
         return json.loads(self.result.read_text()) | self.about
 
 
+def without_nulls(cfg: Config) -> Config:
+    """The study without the arms and choices that `null` leaves out of those of a file."""
+    arms, choices = (
+        {name: each for name, each in group.items() if each is not None} for group in (cfg.arms, cfg.choices)
+    )
+    return replace(cfg, arms=arms, choices=choices)
+
+
 # What is to be trained
 
 
@@ -133,18 +141,13 @@ def pretrainings(cfg: Config) -> Iterator[Job]:
     from omegaconf import OmegaConf
 
     shared = {"encoder": cfg.encoder, "grid_size": cfg.grid_size, "data": config_to_dict(cfg.data)}
-    for arm in named(cfg.arms):
+    for arm in cfg.arms:
         if "init" in cfg.arms[arm]:
             continue
         for seed in cfg.seeds:
             merged = OmegaConf.merge(shared, cfg.pretrain, cfg.arms[arm], {"seed": seed})  # also inside groups
             values = cast(dict[str, Any], OmegaConf.to_container(merged))
             yield Job(pretrain_folder(cfg, arm, seed), "pretrain", values, about={"arm": arm, "seed": seed})
-
-
-def named(settings: Mapping[str, Any]) -> list[str]:
-    """Names of settings; one with `null` was left out of a file's."""
-    return [name for name, values in settings.items() if values is not None]
 
 
 def pretrain_folder(cfg: Config, arm: str, seed: int) -> Path:
@@ -272,7 +275,7 @@ def read_metrics(file: Path) -> dict[str, Any]:
 
 def choices_of(cfg: Config, kind: str) -> list[str]:
     """What there is to choose from; a linear head has nothing below it to train."""
-    return [name for name in named(cfg.choices) if kind != "linear" or "mode" not in cfg.choices[name]]
+    return [name for name in cfg.choices if kind != "linear" or "mode" not in cfg.choices[name]]
 
 
 def choose(cfg: Config, workers: Workers, arms: Sequence[str], kinds: Sequence[str]) -> dict[tuple[str, str], str]:
@@ -323,7 +326,7 @@ def check_settings(cfg: Config, jobs: Sequence[Job]) -> None:
         raise ConfigError(
             f"Expected data.name=synthetic, the set with a test split made for this; got {cfg.data.name}."
         )
-    if not named(cfg.arms):
+    if not cfg.arms:
         raise ConfigError(
             "Expected arms to compare with scratch, got none. Give --config recipes/configs/study/full.yaml, or "
             "arms={NAME: {settings of pretrain.py}}."
@@ -333,9 +336,9 @@ def check_settings(cfg: Config, jobs: Sequence[Job]) -> None:
             f"Expected arms with other names than {SCRATCH!r}, and at least one seed, choice without a mode, "
             "job and thread."
         )
-    if cfg.reference not in (SCRATCH, *named(cfg.arms)):
+    if cfg.reference not in (SCRATCH, *cfg.arms):
         raise ConfigError(f"Expected reference to be {SCRATCH} or one of the arms, got {cfg.reference!r}.")
-    for arm in named(cfg.arms):
+    for arm in cfg.arms:
         if "init" in cfg.arms[arm] and len(cfg.arms[arm]) > 1:
             raise ConfigError(f"Expected arms.{arm} to have init or settings of pretrain.py, got {cfg.arms[arm]}.")
     for job in jobs:
@@ -351,9 +354,10 @@ def check_goes_on(cfg: Config, file: Path) -> None:
 
 def main(cfg: Config) -> None:
     setup_logging(main=True)
-    names, labels = [SCRATCH, *named(cfg.arms)], all_labels(cfg)
+    cfg = without_nulls(cfg)
+    names, labels = [SCRATCH, *cfg.arms], all_labels(cfg)
     pretrain_jobs = list(pretrainings(cfg))
-    trials = [finetuning(cfg, SCRATCH, Labels("points", 1), cfg.seeds[0], choice) for choice in named(cfg.choices)]
+    trials = [finetuning(cfg, SCRATCH, Labels("points", 1), cfg.seeds[0], choice) for choice in cfg.choices]
     check_settings(cfg, [*pretrain_jobs, *trials])
     output = Path(cfg.output)
     output.mkdir(parents=True, exist_ok=True)

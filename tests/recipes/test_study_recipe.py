@@ -18,7 +18,8 @@ SMOKE = Path(__file__).resolve().parents[2] / "recipes/configs/study/smoke.yaml"
 
 
 def settings(recipe, *arguments: str):
-    return load_config(recipe("study_label_efficiency").Config, ["--config", str(SMOKE), *arguments])
+    study = recipe("study_label_efficiency")
+    return study.without_nulls(load_config(study.Config, ["--config", str(SMOKE), *arguments]))
 
 
 def test_every_labels_of_a_seed_are_a_part_of_more(recipe, tmp_path) -> None:
@@ -114,7 +115,7 @@ def test_of_one_amount_of_labels_the_arms_are_rows(recipe, tmp_path) -> None:
 
 def test_seeds_and_arms_may_be_added_to_a_study_but_not_changed(recipe, tmp_path) -> None:
     study, file = recipe("study_label_efficiency"), tmp_path / "config.yaml"
-    save_config(settings(recipe, "seeds=[0]", "arms.more={dropout: 0.5}"), file)
+    save_config(settings(recipe, "seeds=[0]", "arms={more: {dropout: 0.5}, most: null}"), file)
     study.check_goes_on(settings(recipe, "seeds=[0, 1]", "arms={more: {dropout: 0.5}, most: {dropout: 0.8}}"), file)
     for argument in ("arms.more={dropout: 0.8}", "arms={more: {dropout: 0.5}, clusters: null}", "grid_size=0.3"):
         with pytest.raises(ConfigError, match="other settings"):
@@ -176,7 +177,7 @@ def test_wrong_settings_end_before_anything_trains(recipe, tmp_path, argument: s
 @pytest.mark.parametrize("name", ["full", "ablation"])
 def test_arms_change_what_all_have_in_common(recipe, name: str) -> None:
     study = recipe("study_label_efficiency")
-    cfg = load_config(study.Config, ["--config", str(SMOKE.with_name(f"{name}.yaml"))])
+    cfg = study.without_nulls(load_config(study.Config, ["--config", str(SMOKE.with_name(f"{name}.yaml"))]))
     jobs = {job.about["arm"]: job.values for job in study.pretrainings(cfg) if job.about["seed"] == 0}
     study.check_settings(cfg, list(study.pretrainings(cfg)))
     assert all(values["loss"]["temperature"] == 0.06 and values["data"]["scenes"] == 400 for values in jobs.values())
