@@ -120,7 +120,7 @@ def _text(values: Sequence[float], sign: str = "", digits: int = 1) -> str:
     if not values:
         return ""
     score = interval(values)
-    return f"{score.mean:{sign}.{digits}f}" + ("" if score.half is None else f" ± {score.half:.{digits}f}")
+    return f"{score.mean:{sign}z.{digits}f}" + ("" if score.half is None else f" ± {score.half:.{digits}f}")
 
 
 def write_study_chart(path: Path, scores: Sequence[Mapping[str, Any]]) -> Path:

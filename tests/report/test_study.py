@@ -33,6 +33,11 @@ def test_gains_are_paired_by_seed() -> None:
     assert len({line.count("|") for line in table}) == 1
 
 
+def test_a_loss_that_rounds_to_nothing_has_no_minus() -> None:
+    scores = rows("points", 20, scratch=[0.3], rendering=[0.2999])
+    assert "| 30.0 | 30.0 | +0.0 |" in study_table(scores, {}, reference="scratch")
+
+
 def test_a_study_that_goes_on_has_gaps(tmp_path) -> None:
     scores = rows("points", 20, scratch=[0.1, 0.3], rendering=[0.2])  # its second seed is not there yet
     scores += rows("points", 50, scratch=[0.2])
